@@ -1,0 +1,55 @@
+# fewstep: every target sets up what it needs and can be run again.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+# glibc returns every large tensor to the system and faults it in again; these two make CPU training many times faster.
+export MALLOC_TRIM_THRESHOLD_ ?= 4000000000
+export MALLOC_MMAP_THRESHOLD_ ?= 1000000000
+
+.PHONY: help demo test test-slow check format bench card clean
+.DEFAULT_GOAL := help
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+# constraints.txt pins the CPU-friendly versions that continuous integration tests.
+$(VENV)/.user: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt -e '.[cli,train,metrics]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	touch $(VENV)/.user $@
+
+demo: $(VENV)/.user  ## the main job on the bundled model and on real digits; writes demo/report.html
+	$(BIN)/fewstep demo --out demo
+
+test: $(VENV)/.dev  ## all tests but the slow ones
+	$(BIN)/python -m pytest -q -m 'not slow and not gpu and not network'
+
+test-slow: $(VENV)/.dev  ## all tests that this machine can run
+	$(BIN)/python -m pytest -q -m 'not network'
+
+check: $(VENV)/.dev  ## format, lint, types, floors, docstrings, fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pydoclint -q src/fewstep
+	$(BIN)/python -m pytest -q -m 'not slow and not gpu and not network' tests/contracts tests/test_imports.py
+
+format: $(VENV)/.dev  ## rewrite the code in the house format
+	$(BIN)/ruff check --fix -q .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev  ## the solver table on exact targets; writes benchmarks/results
+	$(BIN)/python -m benchmarks.exact_targets --out benchmarks/results
+
+card: $(VENV)/.dev  ## the numbers of the bundled model's card
+	$(BIN)/python -m benchmarks.model_card --model mnist --out benchmarks/results
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) demo runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
