@@ -1,0 +1,214 @@
+r"""Grids: which noise levels a sampler visits.
+
+A spacing is a rule ``(schedule, steps) -> Grid``. A grid has ``steps + 1`` levels in float64 on the host, noisy first,
+and carries the schedule's clock beside them. It ends at the schedule's clean limit; ``end="zero"`` replaces the last
+level by ``sigma = 0``. Grids stay on the host because solver coefficients are made from them in float64: no step of the
+sampling loop then has to wait for a device.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import ConfigError, GridError, LevelError
+from fewstep.noise.level import NoiseLevel
+from fewstep.noise.schedules import Schedule
+
+__all__ = ["SPACINGS", "Explicit", "Grid", "Karras", "Spacing", "UniformLam", "UniformTime"]
+
+End = Literal["limit", "zero"]
+
+
+class Grid(NamedTuple):
+    """The levels a sampler visits, noisy first.
+
+    Attributes:
+        levels: ``steps + 1`` levels, float64; alpha may be 0 in the first, sigma may be 0 in the last.
+        t: the schedule's clock at each level, shape (steps + 1,).
+    """
+
+    levels: NoiseLevel
+    t: Tensor
+
+    @property
+    def steps(self) -> int:
+        """Number of intervals."""
+        return self.t.shape[0] - 1
+
+    def at(self, i: int) -> NoiseLevel:
+        """The i-th level, scalars; negative i counts from the end."""
+        return NoiseLevel(self.levels.alpha[i], self.levels.sigma[i])
+
+
+class Spacing(Protocol):
+    """A rule that picks the levels of a grid."""
+
+    def __call__(self, schedule: Schedule, steps: int) -> Grid:
+        """Grid of `steps` intervals on the schedule."""
+        ...
+
+
+def _grid(schedule: Schedule, t: Tensor, end: str) -> Grid:
+    """Turn times into a grid, and prove that its noise strictly decreases."""
+    if end not in ("limit", "zero"):
+        raise ConfigError(
+            f"A grid with end={end!r}",
+            "'limit' ends at the schedule's clean limit, 'zero' at sigma = 0",
+            "Use one of the two",
+        )
+    if end == "zero":
+        t = torch.cat([t[:-1], torch.zeros_like(t[-1:])])
+    levels = schedule.level(t)
+    angle = torch.atan2(levels.sigma, levels.alpha)  # like kappa, but finite at alpha = 0
+    if not bool((angle.diff() < 0).all()):
+        raise GridError(
+            f"Times {t.tolist()}",
+            "The noise of a grid strictly decreases, from the first level to the last",
+            "Sort the levels, drop the duplicates, or take fewer steps",
+        )
+    return Grid(levels, t)
+
+
+def _count(steps: int) -> int:
+    if steps < 1:
+        raise GridError(f"A grid of {steps} steps", "A grid has at least one step", "Ask for steps >= 1")
+    return steps
+
+
+def _lam_bounds(schedule: Schedule, lam_min: float | None, lam_max: float | None) -> tuple[float, float]:
+    """Fill omitted bounds from the schedule and refuse what it does not cover."""
+    lowest, highest = schedule.lam_range()
+    low, high = lowest if lam_min is None else lam_min, highest if lam_max is None else lam_max
+    if not math.isfinite(low):
+        raise LevelError(
+            f"{schedule} begins at lam = {low}, and no first lam was given",
+            "Equal steps in lam or kappa need a finite first level",
+            "Pass lam_min=-5 (or kappa_max=148), or use UniformTime",
+        )
+    clean = schedule.level(torch.zeros((), dtype=torch.float64)).lam.item()
+    if low >= high or low < lowest - 1e-9 or high > clean:
+        raise LevelError(
+            f"Levels from lam = {low:g} to {high:g} on {schedule}",
+            f"This schedule has lam from {lowest:g} to {highest:g}, noisy first",
+            "Choose bounds inside that range, or widen the schedule",
+        )
+    return low, high
+
+
+@dataclass(frozen=True)
+class UniformLam:
+    """Equal steps in lam, the grid of DPM-Solver++ and of EVODiff.
+
+    Args:
+        lam_min: first (noisy) lam; the schedule's own if omitted.
+        lam_max: last (clean) lam; the schedule's own if omitted.
+        end: "limit", or "zero" to replace the last level by sigma = 0.
+
+    Source:
+        Lu et al. 2022, arXiv:2211.01095, Section 4. Departs from it in: nothing.
+    """
+
+    lam_min: float | None = None
+    lam_max: float | None = None
+    end: End = "limit"
+
+    def __call__(self, schedule: Schedule, steps: int) -> Grid:
+        """Grid of `steps` equal intervals of lam."""
+        low, high = _lam_bounds(schedule, self.lam_min, self.lam_max)
+        lam = torch.linspace(low, high, _count(steps) + 1, dtype=torch.float64)
+        return _grid(schedule, schedule.t_of_lam(lam), self.end)
+
+
+@dataclass(frozen=True)
+class Karras:
+    r"""Levels whose kappa is a power of a line: dense near the clean end.
+
+    .. math::
+        \kappa_i = \left(\kappa_{max}^{1/\rho} +
+                   \tfrac{i}{N} (\kappa_{min}^{1/\rho} - \kappa_{max}^{1/\rho})\right)^\rho
+
+    Args:
+        rho: 1 is uniform in kappa, 7 is EDM's choice.
+        kappa_min: last kappa; the schedule's own if omitted.
+        kappa_max: first kappa; the schedule's own if omitted.
+        end: "limit", or "zero" to replace the last level by sigma = 0.
+
+    Source:
+        Karras et al. 2022, arXiv:2206.00364, Eq. 5. Departs from it in: the clean limit is itself the last level;
+        `end="zero"` replaces it instead of adding a level.
+    """
+
+    rho: float = 7.0
+    kappa_min: float | None = None
+    kappa_max: float | None = None
+    end: End = "limit"
+
+    def __call__(self, schedule: Schedule, steps: int) -> Grid:
+        """Grid of `steps` intervals, equal in ``kappa ** (1 / rho)``."""
+        if not self.rho > 0:
+            raise ConfigError(f"Karras spacing with rho={self.rho:g}", "rho is above 0", "Use 7, or 1 for equal steps")
+        bounds = [None if k is None else -_log(k) for k in (self.kappa_max, self.kappa_min)]
+        low, high = _lam_bounds(schedule, *bounds)
+        first, last = math.exp(-low / self.rho), math.exp(-high / self.rho)
+        ramp = torch.linspace(first, last, _count(steps) + 1, dtype=torch.float64)
+        return _grid(schedule, schedule.t_of_lam(-self.rho * ramp.log()), self.end)
+
+
+@dataclass(frozen=True)
+class UniformTime:
+    """Equal steps of the schedule's own clock, from its noisy end (alpha = 0 where it has one).
+
+    Args:
+        end: "limit", or "zero" to end at t = 0.
+    """
+
+    end: End = "limit"
+
+    def __call__(self, schedule: Schedule, steps: int) -> Grid:
+        """Grid of `steps` equal intervals of the clock."""
+        clean, noisy = schedule.t_range()
+        last = 0.0 if self.end == "zero" else clean
+        return _grid(schedule, torch.linspace(noisy, last, _count(steps) + 1, dtype=torch.float64), self.end)
+
+
+@dataclass(frozen=True)
+class Explicit:
+    """Exactly these times.
+
+    Args:
+        t: the schedule's clock at each level, noisy first (for EDM: its sigmas); 0 may be last.
+    """
+
+    t: tuple[float, ...]
+
+    def __call__(self, schedule: Schedule, steps: int) -> Grid:
+        """Grid through the given times; `steps` must be their number less one."""
+        if len(self.t) != _count(steps) + 1:
+            raise GridError(
+                f"{len(self.t)} explicit times for a grid of {steps} steps",
+                "A grid has one level more than steps",
+                f"Ask for {len(self.t) - 1} steps, or give {steps + 1} times",
+            )
+        return _grid(schedule, torch.tensor(self.t, dtype=torch.float64), "limit")
+
+
+def _log(kappa: float) -> float:
+    if not kappa > 0:
+        raise LevelError(
+            f"A Karras bound of kappa = {kappa:g}",
+            "Its bounds are above 0",
+            "Give the smallest level above 0, and end='zero' to finish at sigma = 0",
+        )
+    return math.log(kappa)
+
+
+SPACINGS: dict[str, type[UniformLam] | type[Karras] | type[UniformTime]] = {
+    "uniform_lam": UniformLam,
+    "karras": Karras,
+    "uniform_time": UniformTime,
+}
