@@ -1,0 +1,121 @@
+r"""From a network to a denoiser: the only place where a network meets a noise level.
+
+A network was trained on one schedule. Its denoised estimate depends on a sample only through ``x / alpha`` and
+``kappa``, so :class:`NetworkDenoiser` moves whatever it is given to the network's own coordinates first,
+
+.. math:: x' = x \, \frac{\|(\alpha', \sigma')\|}{\|(\alpha, \sigma)\|}, \quad \alpha'/\sigma' = \alpha/\sigma,
+
+and any grid of any schedule can sample any network. The norm form is finite at both ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fewstep._tensor import expand
+from fewstep.denoisers.base import Cond, record_evaluation
+from fewstep.denoisers.predictions import Prediction
+from fewstep.errors import LevelError, choose
+from fewstep.noise import NoiseLevel, Schedule
+
+__all__ = ["LABELS", "Network", "NetworkDenoiser"]
+
+
+class Network(Protocol):
+    """A body that knows nothing of diffusion."""
+
+    def __call__(self, x: Tensor, noise_label: Tensor, cond: Cond = None) -> Tensor:
+        """Map x (b, *d) with one label per sample (b,) to a tensor like x."""
+        ...
+
+
+def _angle(level: NoiseLevel) -> Tensor:
+    """Angle of (alpha, sigma) in units of a right angle: 0 clean, 1 pure noise; finite at both ends."""
+    return torch.atan2(level.sigma, level.alpha) * (2 / torch.pi)
+
+
+def _quarter_log_kappa(level: NoiseLevel) -> Tensor:
+    """EDM's c_noise, ``log(kappa) / 4``; infinite at both ends."""
+    return -level.lam / 4
+
+
+LABELS: dict[str, Callable[[NoiseLevel], Tensor]] = {"angle": _angle, "edm": _quarter_log_kappa}
+
+
+@dataclass(frozen=True)
+class NetworkDenoiser:
+    """A network with all that is needed to make denoised estimates of it.
+
+    Args:
+        network: (x, noise_label, cond) -> output like x; runs in the dtype of its own parameters.
+        prediction: what its output means.
+        schedule: the noise levels it was trained on.
+        label: name in LABELS of what the network reads as its noise level.
+    """
+
+    network: Network
+    prediction: Prediction
+    schedule: Schedule
+    label: str = "angle"
+
+    def __post_init__(self) -> None:
+        choose(self.label, LABELS, "noise label")
+
+    def predict(self, x: Tensor, level: NoiseLevel, cond: Cond = None) -> Tensor:
+        """Run the network at a level of its own schedule.
+
+        Args:
+            x: noisy samples, shape (b, *d), in the schedule's own coordinates.
+            level: () or (b,), of the network's schedule.
+            cond: conditions, batch first.
+
+        Returns:
+            The network's output, shape and dtype of x.
+        """
+        record_evaluation(x)
+        label = LABELS[self.label](level).to(device=x.device, non_blocking=True).expand(x.shape[0])
+        dtype = _parameter_dtype(self.network, x.dtype)
+        inputs = self.prediction.to_input(x, level).to(dtype)
+        return self.network(inputs, label.to(dtype), cond).to(x.dtype)
+
+    def __call__(self, x: Tensor, level: NoiseLevel, cond: Cond = None) -> Tensor:
+        """Estimate the data behind x.
+
+        Args:
+            x: noisy samples, shape (b, *d), at any level of any schedule.
+            level: () or (b,).
+            cond: conditions, batch first.
+
+        Returns:
+            Denoised, shape and dtype of x, data units.
+
+        Raises:
+            LevelError: if the network's schedule does not reach the level's noise.
+        """
+        own, scale = self._own_coordinates(level)
+        x = x * expand(scale, x)
+        return self.prediction.to_denoised(self.predict(x, own, cond), x, own)
+
+    def _own_coordinates(self, level: NoiseLevel) -> tuple[NoiseLevel, Tensor]:
+        """The level of equal kappa on the network's schedule, and the factor that moves x there."""
+        t = self.schedule.t_of_lam(level.lam)
+        last = self.schedule.t_range()[1]
+        if t.device.type == "cpu" and bool((t > last * (1 + 1e-6)).any()):
+            raise LevelError(
+                f"The network was asked for noise of kappa up to {level.kappa.max():.4g}",
+                f"It was trained on {self.schedule}, which ends at time {last:g}",
+                "Start the grid at the network's own noisy end: pass kappa_max= or lam_min= to the spacing",
+            )
+        own = self.schedule.level(t)
+        return own, torch.hypot(own.alpha, own.sigma) / torch.hypot(level.alpha, level.sigma)
+
+
+def _parameter_dtype(network: Network, default: torch.dtype) -> torch.dtype:
+    if isinstance(network, nn.Module):
+        return next((p.dtype for p in network.parameters()), default)
+    return default
