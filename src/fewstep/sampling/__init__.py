@@ -1,0 +1,21 @@
+"""Sampling: the one loop, how to differentiate it, and noise that belongs to a sample (floor 4)."""
+
+from fewstep.sampling.budget import grid_for
+from fewstep.sampling.loop import Sample, sample
+from fewstep.sampling.noise import START, SeededNoise, start_noise
+from fewstep.sampling.unroll import Body, Checkpointed, Full, LastSteps, NoGrad, Unroll
+
+__all__ = [
+    "START",
+    "Body",
+    "Checkpointed",
+    "Full",
+    "LastSteps",
+    "NoGrad",
+    "Sample",
+    "SeededNoise",
+    "Unroll",
+    "grid_for",
+    "sample",
+    "start_noise",
+]

@@ -1,0 +1,185 @@
+r"""EVODiff as its authors' release computes it, oddities included.
+
+This is the paper's rule, for comparison and for those who want its pictures. It is neither consistent (a constant
+denoised is not integrated exactly: the last step multiplies it by 1.05 to 1.09) nor equivariant between schedules (it
+reads the schedule's own clock). The rule to use is :class:`fewstep.solvers.EVODiff` without a variant.
+
+The one addition: every quotient of inner products has a relative guard, so that a zero or constant channel gives a
+finite step. The guard changes nothing while the denominator is above rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import BudgetError, LevelError
+from fewstep.noise import Grid
+from fewstep.solvers.base import Denoise, NoiseSource, has_finite_lam
+
+__all__ = ["Pair", "PaperRule"]
+
+
+class Pair(NamedTuple):
+    """The estimates at the current level and one level earlier."""
+
+    now: Tensor
+    before: Tensor
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product per sample and channel, over the axes behind them; over all numbers of a sample of rank 1."""
+    axes = tuple(range(2 if a.ndim > 2 else 1, a.ndim))
+    return (a * b).sum(axes, keepdim=True) if axes else a * b
+
+
+def _ratio(top: Tensor, bottom: Tensor, size: Tensor, otherwise: float) -> Tensor:
+    """Quotient clamped to [-2, 2]; `otherwise` where the bottom is rounding error of something of squared `size`."""
+    healthy = bottom > (8 * torch.finfo(bottom.dtype).eps) ** 2 * size
+    return torch.where(healthy, top / torch.where(healthy, bottom, 1.0), otherwise).clamp(-2, 2)
+
+
+def _similarity(later: Tensor, earlier: Tensor) -> Tensor:
+    size = _dot(later, later)
+    bottom = _dot(earlier, earlier)
+    return _ratio(_dot(later, earlier), bottom, size, 1.0)
+
+
+class _Step(NamedTuple):
+    """The scalars of one step, float64."""
+
+    a: Tensor
+    b: Tensor
+    h: Tensor
+    r: Tensor
+    sigma: Tensor
+    beta: Tensor
+    w: Tensor
+
+
+def _scalars(grid: Grid, i: int) -> _Step:
+    before, here, there = grid.at(i - 1), grid.at(i), grid.at(i + 1)
+    h = there.alpha / there.sigma - here.alpha / here.sigma
+    tau = (grid.t[i + 1] + grid.t[-1]) / (grid.t[0] + grid.t[-1])
+    return _Step(
+        a=there.sigma / here.sigma,
+        b=there.sigma * h,
+        h=h,
+        r=(here.lam - before.lam) / (there.lam - here.lam),
+        sigma=there.sigma,
+        beta=((there.sigma / here.sigma) / (here.sigma / before.sigma)).sqrt(),
+        w=(1 - tau**2) / 2,
+    )
+
+
+@dataclass(frozen=True)
+class PaperRule:
+    """Order 2, multistep, data prediction; one call a step, and one more to denoise at the end.
+
+    Args:
+        denoise_to_zero: return the denoised estimate at the last level, for one more call.
+
+    Source:
+        Li, Chen, Zeng 2025, arXiv:2509.26096, as computed by the authors' release. Departs from it in: guarded
+        denominators, any tensor rank, a grid made in float64.
+    """
+
+    denoise_to_zero: bool
+    order: ClassVar[int] = 2
+    stochastic: ClassVar[bool] = False
+
+    def nfe(self, grid: Grid) -> int:
+        """One call a step, and one to denoise at the end; BudgetError for a single step."""
+        if grid.steps < 2:
+            raise BudgetError(
+                f"EVODiff's paper variant on a grid of {grid.steps} step",
+                "It looks one step back, so it needs 2 steps",
+                "Take 2 or more steps, or the default variant, which runs from 1",
+            )
+        return grid.steps + int(self.denoise_to_zero)
+
+    def init(self, x: Tensor, grid: Grid) -> Pair | None:
+        """Refuse grids that the rule cannot run."""
+        self.nfe(grid)
+        if not all(has_finite_lam(grid.at(i)) for i in (0, -1)):
+            raise LevelError(
+                "EVODiff's paper variant on a grid that starts at alpha = 0 or ends at sigma = 0",
+                "Its formulas need a finite lam at every level",
+                "Use UniformLam with finite bounds, or the default variant",
+            )
+        return None
+
+    def step(
+        self,
+        denoise: Denoise,
+        x: Tensor,
+        grid: Grid,
+        i: int,
+        state: Pair | None,
+        noise: NoiseSource | None = None,
+    ) -> tuple[Tensor, Pair]:
+        """Carry x from level i to level i + 1."""
+        if state is None:
+            return _first(denoise, x, grid)
+        if i + 1 < grid.steps:
+            return _middle(denoise, x, grid, i, state)
+        x = _last(x, grid, state)
+        return (denoise(x, grid.at(-1)) if self.denoise_to_zero else x), state
+
+
+def _first(denoise: Denoise, x: Tensor, grid: Grid) -> tuple[Tensor, Pair]:
+    here, there = grid.at(0), grid.at(1)
+    before = denoise(x, here)
+    a = there.sigma / here.sigma
+    x = a * x + (there.alpha - here.alpha * a) * before
+    return x, Pair(denoise(x, there), before)
+
+
+def _middle(denoise: Denoise, x: Tensor, grid: Grid, i: int, state: Pair) -> tuple[Tensor, Pair]:
+    s, m = _scalars(grid, i), state.now
+    euler = s.a * x + s.b * m
+    rho = (1 - s.w) * s.beta + s.w * _similarity(m, state.before)
+    d1 = m - rho * state.before
+    pace = torch.minimum(torch.maximum(torch.sigmoid(0.25 * rho.abs()) * s.r, 0.25 * s.r), 1.5 * s.r)
+    predicted = euler + s.b / 2 * d1 / pace
+
+    ahead = denoise(predicted, grid.at(i + 1))
+    d2 = ahead - ((1 - s.w) * s.beta + s.w * _similarity(ahead, m)) * m
+    blend = _blend(d1, d2, m, s)
+    zeta = _zeta(predicted - euler - s.b / 2 * blend / pace, d1, state, s, grid.steps)
+    return euler + s.b / 2 * blend / zeta, Pair(ahead, m)
+
+
+def _blend(d1: Tensor, d2: Tensor, m: Tensor, s: _Step) -> Tensor:
+    """Mix the backward and the forward difference so that the variance of the mix is small."""
+    backward, forward = d1 / (s.r * s.h), s.r * d2 / s.h
+    gap = forward - backward
+    size = _dot(m, m) / s.h**2
+    eta = 0.5 * _ratio(_dot(forward + backward, gap), _dot(gap, gap), size, 0.0)
+    eta = 0.5 * torch.sigmoid(eta.abs())
+    return -(eta / s.r) * d1 + s.r * (1 - eta) * d2
+
+
+def _zeta(rest: Tensor, d1: Tensor, state: Pair, s: _Step, steps: int) -> Tensor:
+    """Scale of the correction; the release turns its sign round above 20 steps."""
+    m = state.now
+    size = _dot(m, m)
+    zeta = (_ratio(_dot(rest, d1), _dot(d1, d1), size, 0.0) / (s.h * s.sigma)).abs()
+    if steps <= 20:
+        return torch.sigmoid(zeta - 0.5)
+    change = (m - state.before) / s.h
+    share = _ratio(_dot(m, change), _dot(change, change), size / s.h**2, 0.0)
+    return torch.sigmoid(-(zeta - 0.5) * torch.sigmoid(share * (2 - s.a**2)))
+
+
+def _last(x: Tensor, grid: Grid, state: Pair) -> Tensor:
+    """The release's lower-order final step: the source of its contrast gain."""
+    here, there = grid.at(-2), grid.at(-1)
+    a = there.sigma / here.sigma
+    b = there.alpha - here.alpha * a
+    gain = 1 - (there.sigma * here.sigma).sqrt()
+    factor = 1 - 0.5 * (a if bool(a < 0.5) else a - 0.5).sqrt()
+    return gain * (a * x + b * state.now) + b / 2 * (state.now - factor * state.before)

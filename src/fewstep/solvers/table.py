@@ -1,0 +1,26 @@
+"""Names of solvers, for the command line and adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from fewstep.solvers.base import Solver
+from fewstep.solvers.ddim import DDIM
+from fewstep.solvers.dpmpp import DPMpp2M
+from fewstep.solvers.evodiff import EVODiff
+from fewstep.solvers.heun import Heun
+from fewstep.solvers.ipndm import IPNDM
+from fewstep.solvers.unipc import UniPC
+
+__all__ = ["SOLVERS"]
+
+SOLVERS: dict[str, Callable[[], Solver]] = {
+    "ddim": DDIM,
+    "dpmpp_2m": DPMpp2M,
+    "evodiff": EVODiff,
+    "evodiff_paper": partial(EVODiff, variant="paper", denoise_to_zero=True),
+    "heun": Heun,
+    "ipndm": IPNDM,
+    "unipc": UniPC,
+}
