@@ -1,0 +1,292 @@
+"""Files that are whole or absent: atomic writing, JSON and safetensors, and nothing that can run code.
+
+A file is written beside its final name, flushed to the disk and renamed onto it, so that a reader, a crash or a full
+disk never meets half of it. Tensors are kept as safetensors and everything else as JSON; pickles (``.pt``, ``.ckpt``)
+are refused, because loading one runs whatever code its author put inside.
+
+:func:`require` is the one door through which optional libraries come in, always from inside a function.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import CheckpointError, MissingExtra, OutputError
+
+__all__ = [
+    "fingerprint",
+    "output_dir",
+    "read_json",
+    "read_tensors",
+    "require",
+    "write_atomic",
+    "write_folder_atomic",
+    "write_json",
+    "write_tensors",
+]
+
+_PICKLES = {b"PK\x03\x04": "a PyTorch archive", b"\x80": "a pickle"}
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional library, or say how to install it.
+
+    Args:
+        module: dotted module name, for instance "safetensors.torch".
+        extra: the extra of fewstep that brings it: "cli", "train", "metrics", "diffusers".
+
+    Returns:
+        The imported module.
+
+    Raises:
+        MissingExtra: if the module, or something it needs, is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtra(
+            f"This needs the library {module.partition('.')[0]!r}, which cannot be imported ({error})",
+            f"It belongs to the extra {extra!r} of fewstep",
+            f"Run: pip install 'fewstep[{extra}]'",
+        ) from error
+
+
+def _unwritable(path: Path, error: OSError) -> NoReturn:
+    raise OutputError(
+        f"{path} cannot be written ({error.strerror or error})",
+        "The place must be a writable folder on a disk with free space",
+        "Free some space, or choose another output folder",
+    ) from error
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def write_atomic(path: str | Path, data: bytes) -> None:
+    """Write a file so that it is there with all of its bytes, or as it was before.
+
+    Args:
+        path: the file; its folder must exist.
+        data: the whole content.
+
+    Raises:
+        OutputError: if the folder is read only, missing or full; no partial file stays behind.
+    """
+    path = Path(path)
+    temporary = _beside(path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _fsync(path.parent)
+    except OSError as error:
+        _unwritable(path, error)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_folder_atomic(path: str | Path) -> Iterator[Path]:
+    """Build a folder under a temporary name beside `path`; on success it takes the place of `path`.
+
+    An older folder of that name is moved aside first and deleted last, so its files are lost only after the new ones
+    are safely on the disk.
+
+    Args:
+        path: the final folder; its parent must exist.
+
+    Yields:
+        The temporary folder to fill.
+
+    Raises:
+        OutputError: if something cannot be written; the temporary folder is removed and `path` stays as it was.
+    """
+    path = Path(path)
+    temporary, aside = _beside(path), path.with_name(f".{path.name}.{os.getpid()}.old")
+    try:
+        temporary.mkdir()
+        yield temporary
+        for part in (*(file for file in temporary.rglob("*") if file.is_file()), temporary):
+            _fsync(part)
+        _exchange(temporary, path, aside)
+        _fsync(path.parent)
+    except OSError as error:
+        _unwritable(path, error)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(new: Path, path: Path, aside: Path) -> None:
+    """Rename `new` onto `path`; a folder cannot replace one that has files, so the old one steps aside first."""
+    if not path.exists():
+        os.replace(new, path)
+        return
+    os.replace(path, aside)
+    try:
+        os.replace(new, path)
+    except OSError:
+        os.replace(aside, path)
+        raise
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write an object as indented JSON, atomically; NaN and infinity are refused, for no other reader takes them.
+
+    Args:
+        path: the file; its folder must exist.
+        content: dicts, lists, strings, numbers, booleans and None.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    write_atomic(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def _read(path: Path, kind: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror or error})",
+            f"It must be {kind} that fewstep wrote",
+            "Check the path, or train the model again",
+        ) from error
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON file that holds one object.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The object as a dict.
+
+    Raises:
+        CheckpointError: if the file is missing, is not JSON, or holds something else than one object.
+    """
+    data = _read(Path(path), "a JSON file")
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is not JSON ({error})",
+            "The file holds one JSON object in UTF-8",
+            "Restore the file from a copy, or delete the folder and write it again",
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path} holds a JSON {type(content).__name__}",
+            "The file holds one JSON object",
+            "Check that the path leads to a file that fewstep wrote",
+        )
+    return content
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write named tensors as one safetensors file, atomically.
+
+    Args:
+        path: the file; its folder must exist.
+        tensors: name -> tensor of any shape, on any device.
+        metadata: strings to keep in the file's header.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    save = require("safetensors.torch", "train").save
+    # A copy each: safetensors refuses tensors that share memory, as tied weights do.
+    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    write_atomic(path, save(plain, metadata=dict(metadata) if metadata else None))
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Read a safetensors file onto the CPU.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Name -> tensor.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, or of another kind; a pickle is never opened.
+    """
+    data = _read(Path(path), "a safetensors file")
+    load = require("safetensors.torch", "train").load
+    try:
+        content: dict[str, Tensor] = load(data)
+    except Exception as error:  # safetensors raises its own SafetensorError, ValueError or KeyError by kind of damage
+        kind = next((kind for magic, kind in _PICKLES.items() if data.startswith(magic)), None)
+        given = f"{path} is {kind}" if kind else f"{path} is damaged or no safetensors file ({error})"
+        raise CheckpointError(
+            given,
+            "Only safetensors are loaded, because opening a pickle runs the code inside it",
+            "Convert it with the library that wrote it, or restore the file from a copy",
+        ) from error
+    return content
+
+
+def output_dir(path: str | Path) -> Path:
+    """Create a folder for output, with its parents, and prove that it can be written.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        The folder as a Path.
+
+    Raises:
+        OutputError: if it is read only or full, or a file stands in its place.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _unwritable(path, error)
+    probe = path / ".fewstep-probe"
+    write_atomic(probe, b"probe")
+    probe.unlink(missing_ok=True)
+    return path
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Name a set of tensors by its content: names, dtypes, shapes and bytes, whatever their order.
+
+    Args:
+        tensors: name -> tensor.
+
+    Returns:
+        The first 12 hexadecimal digits of a SHA-256.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]

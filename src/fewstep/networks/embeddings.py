@@ -1,0 +1,147 @@
+r"""Noise labels and class labels as vectors: what conditions every block of a network.
+
+A noise label :math:`l` becomes :math:`(\cos f_k l, \sin f_k l)_k` with frequencies spread geometrically over [1, 100]
+radians per unit, so that labels 0.01 apart are told apart and the network stays smooth in between. A class label
+picks a row of a table with one row more than there are classes: the last row is the null class, "no label given".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.errors import ConfigError, DtypeError, ShapeError
+
+__all__ = ["ClassEmbedding", "Conditioning", "NoiseEmbedding"]
+
+_FASTEST = 100.0  # radians per unit of the noise label
+
+
+class NoiseEmbedding(nn.Module):
+    """Sines and cosines of the noise label, then a small perceptron.
+
+    Args:
+        width: length of the vector, even.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        frequencies = torch.linspace(0, math.log(_FASTEST), width // 2, dtype=torch.float64).exp()
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, noise_label: Tensor) -> Tensor:
+        """Embed noise labels of shape (b,) as vectors of shape (b, width), in the dtype of the weights."""
+        dtype = next(self.mlp.parameters()).dtype
+        # Angles in float32 at least: in bfloat16 a hundred radians are known to half a radian only.
+        label = noise_label.to(torch.promote_types(noise_label.dtype, torch.float32))
+        angles = label[:, None] * self.frequencies.to(label)
+        out: Tensor = self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1).to(dtype))
+        return out
+
+
+class ClassEmbedding(nn.Module):
+    """One learned vector for each class and one for the null class.
+
+    Args:
+        n_classes: number of classes; the null class has the index `n_classes`.
+        width: length of the vectors.
+    """
+
+    def __init__(self, n_classes: int, width: int) -> None:
+        super().__init__()
+        self.n_classes = n_classes
+        self.table = nn.Embedding(n_classes + 1, width)
+
+    def forward(self, label: Tensor | None, batch: int) -> Tensor:
+        """Look class labels up; no labels at all means the null class for every sample.
+
+        Args:
+            label: int64 class indices of shape (b,) in 0..n_classes, or None.
+            batch: b.
+
+        Returns:
+            Shape (b, width).
+
+        Raises:
+            ShapeError: if there is not one label per sample.
+            DtypeError: if the labels are no int64 integers.
+            ConfigError: if a label (on the CPU) is outside 0..n_classes.
+        """
+        if label is None:
+            label = torch.full((batch,), self.n_classes, device=self.table.weight.device)
+        self._check(label, batch)
+        out: Tensor = self.table(label)
+        return out
+
+    def _check(self, label: Tensor, batch: int) -> None:
+        if label.shape != (batch,):
+            raise ShapeError(
+                f"Class labels of shape {tuple(label.shape)} for {batch} samples",
+                "There is one label per sample, shape (b,)",
+                "Repeat the label for every sample of the batch",
+            )
+        if label.dtype != torch.int64:
+            raise DtypeError(
+                f"Class labels of dtype {label.dtype}", "Labels are int64 class indices", "Convert them with .long()"
+            )
+        # Reading values from a GPU would stall it, and there torch's own assertion catches a wrong index.
+        if label.device.type == "cpu" and batch and not 0 <= int(label.min()) <= int(label.max()) <= self.n_classes:
+            raise ConfigError(
+                f"Class labels from {int(label.min())} to {int(label.max())}",
+                f"Classes are 0..{self.n_classes - 1}; {self.n_classes} is the null class",
+                "Pass labels of this model's own classes",
+            )
+
+
+class Conditioning(nn.Module):
+    """The sum of noise and class embeddings, passed through SiLU: one vector per sample for all blocks.
+
+    Args:
+        width: length of the vector, even.
+        n_classes: number of classes; 0 builds an unconditional network.
+    """
+
+    def __init__(self, width: int, n_classes: int = 0) -> None:
+        super().__init__()
+        self.noise = NoiseEmbedding(width)
+        self.classes = ClassEmbedding(n_classes, width) if n_classes else None
+
+    def forward(self, noise_label: Tensor, cond: Mapping[str, Tensor] | None, batch: int) -> Tensor:
+        """Embed what a network is told beside the image.
+
+        Args:
+            noise_label: shape (b,).
+            cond: None or {"label": int64 of shape (b,)}.
+            batch: b.
+
+        Returns:
+            Shape (b, width).
+
+        Raises:
+            ShapeError: if there is not one noise label, or not one class label, per sample.
+            ConfigError: if `cond` has anything that this network was not built for.
+        """
+        if noise_label.shape != (batch,):
+            raise ShapeError(
+                f"Noise labels of shape {tuple(noise_label.shape)} for {batch} samples",
+                "A network takes one noise label per sample, shape (b,)",
+                "Repeat the label for every sample of the batch",
+            )
+        known = {"label"} if self.classes is not None else set()
+        unknown = sorted(set(cond or {}) - known)
+        if unknown:
+            raise ConfigError(
+                f"A condition {unknown[0]!r} for a network that does not know it",
+                f"This network takes {'a class label' if known else 'no condition'}",
+                "Leave the condition out, or load a model that was trained with it",
+            )
+        vector: Tensor = self.noise(noise_label)
+        if self.classes is not None:
+            vector = vector + self.classes(cond.get("label") if cond else None, batch)
+        return nn.functional.silu(vector)

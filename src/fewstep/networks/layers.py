@@ -1,0 +1,112 @@
+"""Blocks that the image networks share: residual convolutions told the noise level, and self-attention.
+
+Every residual branch ends in a layer of zeros, so a fresh network is its skip connections alone and training starts
+from a calm point. Scale and shift from the conditioning vector come after the second normalisation.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fewstep.errors import ConfigError, ShapeError
+
+__all__ = ["ResBlock", "SelfAttention", "check_images", "group_norm", "zeroed"]
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def zeroed(layer: ModuleT) -> ModuleT:
+    """Set all parameters of a layer to zero and return it."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Normalise over groups of about eight channels, at most 32 groups."""
+    return nn.GroupNorm(math.gcd(channels, min(32, max(1, channels // 8))), channels)
+
+
+def check_images(x: Tensor, channels: int, multiple: int) -> None:
+    """Refuse what a network cannot take.
+
+    Args:
+        x: shape (b, channels, h, w).
+        channels: the number of channels the network was built for.
+        multiple: h and w must be multiples of this.
+
+    Raises:
+        ShapeError: if x is no batch of such images.
+    """
+    if x.ndim == 4 and x.shape[1] == channels and x.shape[2] % multiple == 0 and x.shape[3] % multiple == 0:
+        return
+    raise ShapeError(
+        f"Images of shape {tuple(x.shape)}",
+        f"This network takes (b, {channels}, h, w) with h and w multiples of {multiple}",
+        "Resize or pad the images, or build the network for them",
+    )
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions on a residual branch, the second one scaled and shifted by the conditioning vector.
+
+    Args:
+        channels_in: channels of x.
+        channels_out: channels of the result.
+        embedding: length of the conditioning vector.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, embedding: int) -> None:
+        super().__init__()
+        self.norm_in = group_norm(channels_in)
+        self.conv_in = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm_out = group_norm(channels_out)
+        self.scale_shift = zeroed(nn.Linear(embedding, 2 * channels_out))
+        self.conv_out = zeroed(nn.Conv2d(channels_out, channels_out, 3, padding=1))
+        self.skip = nn.Identity() if channels_in == channels_out else nn.Conv2d(channels_in, channels_out, 1)
+
+    def forward(self, x: Tensor, vector: Tensor) -> Tensor:
+        """Map x (b, channels_in, h, w) and a vector (b, embedding) to (b, channels_out, h, w)."""
+        scale, shift = self.scale_shift(vector)[:, :, None, None].chunk(2, dim=1)
+        branch = self.conv_in(functional.silu(self.norm_in(x)))
+        branch = self.norm_out(branch) * (1 + scale) + shift
+        out: Tensor = self.skip(x) + self.conv_out(functional.silu(branch))
+        return out
+
+
+class SelfAttention(nn.Module):
+    """Every pixel looks at every other one, on a residual branch.
+
+    Args:
+        channels: channels of x, a multiple of `heads`.
+        heads: number of attention heads.
+
+    Raises:
+        ConfigError: if the channels cannot be split into that many heads.
+    """
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        if heads < 1 or channels % heads:
+            raise ConfigError(
+                f"{heads} attention heads for {channels} channels",
+                "The channels must be a multiple of the heads",
+                "Change the width of the network or the number of heads",
+            )
+        self.heads = heads
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.project = zeroed(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (b, channels, h, w) to the same shape."""
+        batch, channels, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
+        query, key, value = qkv.transpose(-1, -2).unbind(1)
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        out: Tensor = x + self.project(mixed.transpose(-1, -2).reshape(x.shape))
+        return out
