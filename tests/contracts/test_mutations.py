@@ -1,0 +1,197 @@
+"""T14: known slips, put into the solvers on purpose. Each must turn a measured number of T1, T2 or T3 red.
+
+A suite that cannot see these slips proves nothing. The measuring functions are the very ones of the contract suites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from contracts.inventory import SOLVERS_HERE, f64, gap
+from contracts.problems import GRIDS, batch, measure_constants, measure_equivariance, measure_local_slope, measure_slope
+from fewstep.noise import LinearFlow, NoiseLevel, level, perturb
+from fewstep.solvers import ddim, dpmpp, evodiff, heun, ipndm, unipc
+from fewstep.solvers.base import Estimate
+
+Patch = tuple[Any, str, Any]  # module, name, what takes its place
+
+
+def good(module: Any, name: str) -> Any:
+    return getattr(module, name)
+
+
+# The slips. Each returns the patches that make it.
+
+
+def inverted_r() -> list[Patch]:
+    """sigma_t / sigma_s for sigma_s / sigma_t in the decay of x."""
+
+    def weights(here: NoiseLevel, there: NoiseLevel) -> tuple[Tensor, Tensor]:
+        r = here.sigma / there.sigma
+        return r, there.alpha - here.alpha * r
+
+    return [(heun, "ddim_weights", weights)]
+
+
+def old_sigma_in_the_gain() -> list[Patch]:
+    """sigma_t for sigma_s: the gain of m is computed from the level that is left."""
+    return [
+        (
+            ddim,
+            "move",
+            lambda x, m, here, there: (
+                there.sigma / here.sigma * x + (here.alpha - there.alpha * there.sigma / here.sigma) * m
+            ),
+        )
+    ]
+
+
+def swapped_alpha_and_sigma() -> list[Patch]:
+    real = good(ddim, "move")
+
+    def swap(one: NoiseLevel) -> NoiseLevel:
+        return NoiseLevel(one.sigma, one.alpha)
+
+    return [(ddim, "move", lambda x, m, here, there: real(x, m, swap(here), swap(there)))]
+
+
+def gain_without_alpha() -> list[Patch]:
+    """1 - r instead of alpha' - alpha r: invisible where alpha is 1."""
+    return [(ddim, "move", lambda x, m, here, there: there.sigma / here.sigma * x + (1 - there.sigma / here.sigma) * m)]
+
+
+def wrong_sign_of_h() -> list[Patch]:
+    real = good(dpmpp, "slope")
+    return [(dpmpp, "slope", lambda earlier, later: -real(earlier, later))]
+
+
+def slope_over_the_wrong_step() -> list[Patch]:
+    """r inverted in the multistep sense: the difference is divided by the next step instead of the last one."""
+
+    def extrapolate(x: Tensor, now: Estimate, before: Estimate | None, there: NoiseLevel) -> Tensor:
+        if before is None:
+            return dpmpp.move(x, now.denoised, now.level, there)
+        r = (there.lam - now.level.lam) / (now.level.lam - before.level.lam)
+        return dpmpp.move(x, now.denoised + (now.denoised - before.denoised) / (2 * r), now.level, there)
+
+    return [(dpmpp, "extrapolate", extrapolate)]
+
+
+def forgotten_half() -> list[Patch]:
+    real = good(dpmpp, "slope")
+    return [(dpmpp, "slope", lambda earlier, later: 2 * real(earlier, later))]
+
+
+def trapezoid_in_the_wrong_variable() -> list[Patch]:
+    """Heun's second slope weighted with sigma for kappa: right for alpha = 1, wrong elsewhere."""
+    return [(heun, "_trapezoid_weight", lambda here, there, b: there.alpha * (here.sigma / there.sigma - 1) / 2)]
+
+
+def logsnr_for_lam() -> list[Patch]:
+    """A factor of two in the width of a step."""
+    real = good(unipc, "slope_weight")
+
+    def doubled(here: NoiseLevel, there: NoiseLevel) -> Tensor:
+        two = [NoiseLevel(one.alpha**2, one.sigma**2) for one in (here, there)]
+        return real(*two)
+
+    return [(unipc, "slope_weight", doubled)]
+
+
+def slope_weight_without_alpha() -> list[Patch]:
+    real = good(evodiff, "slope_weight")
+    return [(evodiff, "slope_weight", lambda here, there: real(here, there) / there.alpha)]
+
+
+def slope_weight_of_the_old_level() -> list[Patch]:
+    real = good(evodiff, "slope_weight")
+    return [(evodiff, "slope_weight", lambda here, there: real(here, there) * here.alpha / there.alpha)]
+
+
+def corrector_that_adds_its_slope_twice() -> list[Patch]:
+    real = good(evodiff, "_least_variance")
+    return [(evodiff, "_least_variance", lambda s, s_before: real(s, s_before) + s_before)]
+
+
+def weights_of_adams_bashforth_reversed() -> list[Patch]:
+    return [(ipndm, "_WEIGHTS", tuple(row[::-1] for row in good(ipndm, "_WEIGHTS")))]
+
+
+def weights_that_do_not_sum_to_one() -> list[Patch]:
+    rows = good(ipndm, "_WEIGHTS")
+    return [(ipndm, "_WEIGHTS", (*rows[:3], (55 / 24, -59 / 24, 37 / 24, -8 / 24)))]
+
+
+def noise_moved_with_the_old_ratio() -> list[Patch]:
+    def along(x: Tensor, eps: Tensor, here: NoiseLevel, there: NoiseLevel) -> Tensor:
+        return there.alpha / here.alpha * x + (there.sigma - here.sigma) * eps
+
+    return [(ipndm, "_along", along)]
+
+
+SLIPS: list[tuple[str, Callable[[], list[Patch]]]] = [
+    ("heun", inverted_r),
+    ("heun", trapezoid_in_the_wrong_variable),
+    ("ddim", old_sigma_in_the_gain),
+    ("ddim", swapped_alpha_and_sigma),
+    ("ddim", gain_without_alpha),
+    ("dpmpp_2m", wrong_sign_of_h),
+    ("dpmpp_2m", slope_over_the_wrong_step),
+    ("dpmpp_2m", forgotten_half),
+    ("unipc", logsnr_for_lam),
+    ("evodiff", slope_weight_without_alpha),
+    ("evodiff", slope_weight_of_the_old_level),
+    ("evodiff", corrector_that_adds_its_slope_twice),
+    ("ipndm", weights_of_adams_bashforth_reversed),
+    ("ipndm", weights_that_do_not_sum_to_one),
+    ("ipndm", noise_moved_with_the_old_ratio),
+]
+
+
+def verdict(name: str) -> dict[str, tuple[float, bool]]:
+    """The measured numbers of T1, T2 and T3 for a solver, and whether each is in order."""
+    rule, order = SOLVERS_HERE[name].rule, min(SOLVERS_HERE[name].order, 2)
+    # Two step counts tell order 1 from order 2; the unequal pair of steps sees an inverted ratio, which telescopes.
+    slope = min(measure_slope(rule, grid, (32, 128))[0] for grid in ("uniform_lam", "karras"))
+    if not SOLVERS_HERE[name].uniform_kappa_only:
+        slope = min(slope, measure_local_slope(rule, 2.0)[0] - 1)
+    turn = measure_equivariance(rule)
+    still = measure_constants(rule, *GRIDS["karras"], steps=6)
+    return {"T1": (slope, slope >= order - 0.15), "T2": (turn, turn <= 1e-12), "T3": (still, still <= 1e-12)}
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in SLIPS}))
+def test_unharmed_solvers_pass(name: str) -> None:
+    bad = {check: value for check, (value, fine) in verdict(name).items() if not fine}
+    assert not bad, f"{name}: {bad}"
+
+
+@pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
+@pytest.mark.parametrize(("name", "slip"), SLIPS, ids=[f"{name}-{slip.__name__}" for name, slip in SLIPS])
+def test_slips_are_caught(name: str, slip: Callable[[], list[Patch]], monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, attribute, replacement in slip():
+        assert hasattr(module, attribute), f"{module.__name__}.{attribute} is gone: this mutation tests nothing"
+        monkeypatch.setattr(module, attribute, replacement)
+    seen = verdict(name)
+    caught = [f"{check} = {value:.3g}" for check, (value, fine) in seen.items() if not fine]
+    print(f"{name}: {slip.__name__} caught by {', '.join(caught)}")
+    assert caught, f"{name}: nobody noticed {slip.__name__}: {seen}"
+
+
+def test_a_missing_expand_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The silent slip: a level (b,) times a batch (b, c, h, w) with b = w broadcasts over columns."""
+    x0, eps = batch((3, 2, 3, 3), 1), batch((3, 2, 3, 3), 2)
+    levels = LinearFlow().level(f64([0.1, 0.5, 0.9]))
+
+    def measured() -> float:
+        rows = torch.stack([(1 - t) * x0[i] + t * eps[i] for i, t in enumerate((0.1, 0.5, 0.9))])
+        return gap(perturb(x0, eps, levels), rows)
+
+    assert measured() <= 1e-15
+    monkeypatch.setattr(level, "expand", lambda value, like: value)
+    assert measured() > 0.1, f"the missing expand went unseen: {measured():.2e}"
