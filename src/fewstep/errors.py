@@ -117,6 +117,6 @@ def choose(name: str, table: Mapping[str, T], kind: str) -> T:
     """
     if name in table:
         return table[name]
-    near = difflib.get_close_matches(name, table, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(name.lower(), table, n=1, cutoff=0.4)
     todo = f"Did you mean {near[0]!r}?" if near else f"Choose one of the {len(table)} known names"
     raise UnknownName(f"No {kind} {name!r}", f"Known: {', '.join(sorted(table)) or 'none'}", todo)

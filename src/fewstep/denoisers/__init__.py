@@ -1,6 +1,6 @@
 """Denoisers: from networks, guidance and exact distributions to estimates of the data (floor 2)."""
 
-from fewstep.denoisers.base import Cond, Denoiser, Meter, metered, record_evaluation
+from fewstep.denoisers.base import Cond, Denoiser, Meter, evaluate, metered, record_evaluation
 from fewstep.denoisers.guidance import ClassifierFree
 from fewstep.denoisers.oracle import KDE, EmpiricalData, Gaussian, GaussianMixture
 from fewstep.denoisers.predictions import PREDICTIONS, X0, EDMPrecond, Eps, Flow, Prediction, V
@@ -25,6 +25,7 @@ __all__ = [
     "NetworkDenoiser",
     "Prediction",
     "V",
+    "evaluate",
     "metered",
     "record_evaluation",
 ]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fewstep.noise import NoiseLevel
 
-__all__ = ["Cond", "Denoiser", "Meter", "metered", "record_evaluation"]
+__all__ = ["Cond", "Denoiser", "Meter", "evaluate", "metered", "record_evaluation"]
 
 Cond: TypeAlias = Mapping[str, Tensor] | None
 
@@ -54,6 +54,28 @@ def metered() -> Iterator[Meter]:
 
 def record_evaluation(x: Tensor) -> None:
     """Report that a leaf denoiser is about to evaluate the batch x (b, *d)."""
+    _record(x.shape[0])
+
+
+def evaluate(denoiser: Denoiser, x: Tensor, level: NoiseLevel, cond: Cond) -> Tensor:
+    """Call a denoiser so that it is counted: where nothing below it reports, the call itself is the evaluation.
+
+    Args:
+        denoiser: any denoiser, also a plain function that knows of no meter.
+        x: noisy samples, shape (b, *d).
+        level: () or (b,).
+        cond: conditions, batch first.
+
+    Returns:
+        What the denoiser returns.
+    """
+    with metered() as meter:
+        denoised = denoiser(x, level, cond)
+    _record(meter.samples or x.shape[0])
+    return denoised
+
+
+def _record(samples: int) -> None:
     meter = _meter.get()
     if meter is not None:
-        meter.samples += x.shape[0]
+        meter.samples += samples

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.denoisers.base import Cond, Denoiser
+from fewstep.denoisers.base import Cond, Denoiser, evaluate
 from fewstep.errors import ConfigError, ShapeError
 from fewstep.noise import NoiseLevel
 
@@ -57,7 +57,7 @@ class ClassifierFree:
             return self.denoiser(x, level, cond)
         both = {name: torch.cat([value, self._null(name, value)]) for name, value in cond.items()}
         doubled = NoiseLevel(*(part if part.ndim == 0 else part.repeat(2) for part in level))
-        given, nothing = self.denoiser(torch.cat([x, x]), doubled, both).chunk(2)
+        given, nothing = evaluate(self.denoiser, torch.cat([x, x]), doubled, both).chunk(2)
         return nothing + self.scale * (given - nothing)
 
     def _complete(self, cond: Cond) -> Mapping[str, Tensor]:

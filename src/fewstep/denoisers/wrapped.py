@@ -105,7 +105,7 @@ class NetworkDenoiser:
         """The level of equal kappa on the network's schedule, and the factor that moves x there."""
         t = self.schedule.t_of_lam(level.lam)
         last = self.schedule.t_range()[1]
-        if t.device.type == "cpu" and bool((t > last * (1 + 1e-6)).any()):
+        if t.device.type == "cpu" and not bool((t <= last * (1 + 1e-6)).all()):  # also where t is NaN
             raise LevelError(
                 f"The network was asked for noise of kappa up to {level.kappa.max():.4g}",
                 f"It was trained on {self.schedule}, which ends at time {last:g}",

@@ -3,7 +3,7 @@
 from fewstep.noise.draws import DRAWS, Draw, LogitNormalDraw, LogNormalDraw, UniformDraw, stratified
 from fewstep.noise.level import NoiseLevel, perturb
 from fewstep.noise.schedules import EDM, SCHEDULES, LinearFlow, Schedule, VPCosine, VPLinear
-from fewstep.noise.spacing import SPACINGS, Explicit, Grid, Karras, Spacing, UniformLam, UniformTime
+from fewstep.noise.spacing import SPACINGS, Explicit, Grid, Karras, Spacing, UniformLam, UniformTime, check_grid
 
 __all__ = [
     "DRAWS",
@@ -25,6 +25,7 @@ __all__ = [
     "UniformTime",
     "VPCosine",
     "VPLinear",
+    "check_grid",
     "perturb",
     "stratified",
 ]

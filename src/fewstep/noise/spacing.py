@@ -19,7 +19,7 @@ from fewstep.errors import ConfigError, GridError, LevelError
 from fewstep.noise.level import NoiseLevel
 from fewstep.noise.schedules import Schedule
 
-__all__ = ["SPACINGS", "Explicit", "Grid", "Karras", "Spacing", "UniformLam", "UniformTime"]
+__all__ = ["SPACINGS", "Explicit", "Grid", "Karras", "Spacing", "UniformLam", "UniformTime", "check_grid"]
 
 End = Literal["limit", "zero"]
 
@@ -54,7 +54,7 @@ class Spacing(Protocol):
 
 
 def _grid(schedule: Schedule, t: Tensor, end: str) -> Grid:
-    """Turn times into a grid, and prove that its noise strictly decreases."""
+    """Turn times into a grid."""
     if end not in ("limit", "zero"):
         raise ConfigError(
             f"A grid with end={end!r}",
@@ -63,15 +63,32 @@ def _grid(schedule: Schedule, t: Tensor, end: str) -> Grid:
         )
     if end == "zero":
         t = torch.cat([t[:-1], torch.zeros_like(t[-1:])])
-    levels = schedule.level(t)
-    angle = torch.atan2(levels.sigma, levels.alpha)  # like kappa, but finite at alpha = 0
-    if not bool((angle.diff() < 0).all()):
+    return check_grid(Grid(schedule.level(t), t))
+
+
+def check_grid(grid: Grid) -> Grid:
+    """Prove that the noise of a grid strictly decreases; anybody can fill a Grid by hand.
+
+    Args:
+        grid: levels of shape (steps + 1,), steps >= 1.
+
+    Returns:
+        The grid itself.
+
+    Raises:
+        GridError: if a level does not have less noise than the one before, is negative or NaN, or if the lengths of
+            alpha, sigma and t differ.
+    """
+    alpha, sigma, t = (part.detach() for part in (*grid.levels, grid.t))
+    fits = alpha.shape == sigma.shape == t.shape and t.ndim == 1 and t.shape[0] > 1
+    # The angle is like kappa, but finite at alpha = 0.
+    if not fits or not bool(((alpha >= 0) & (sigma >= 0)).all() and (torch.atan2(sigma, alpha).diff() < 0).all()):
         raise GridError(
-            f"Times {t.tolist()}",
-            "The noise of a grid strictly decreases, from the first level to the last",
+            f"A grid with times {t.tolist()}, alpha {alpha.tolist()} and sigma {sigma.tolist()}",
+            "Two or more levels whose noise strictly decreases, from the first to the last",
             "Sort the levels, drop the duplicates, or take fewer steps",
         )
-    return Grid(levels, t)
+    return grid
 
 
 def _count(steps: int) -> int:

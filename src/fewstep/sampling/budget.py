@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from fewstep.errors import BudgetError
 from fewstep.noise import Grid, Schedule, Spacing
 from fewstep.solvers import Solver
@@ -26,9 +28,17 @@ def grid_for(solver: Solver, spacing: Spacing, schedule: Schedule, nfe: int) -> 
     """
     for steps in range(nfe, 0, -1):
         grid = spacing(schedule, steps)
-        if solver.nfe(grid) <= nfe:
+        if _cost(solver, grid) <= nfe:
             return grid
-    shortest = solver.nfe(spacing(schedule, 1))
+    shortest = min(_cost(solver, spacing(schedule, steps)) for steps in (1, 2, 3))
     raise BudgetError(
         f"{nfe} calls for {solver}", f"Its shortest run makes {shortest}", f"Ask for --nfe {shortest} or more"
     )
+
+
+def _cost(solver: Solver, grid: Grid) -> float:
+    """Calls of a run; infinite where the grid is too short for the solver."""
+    try:
+        return solver.nfe(grid)
+    except BudgetError:
+        return math.inf

@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fewstep.denoisers import Cond, Denoiser, metered
+from fewstep.denoisers import Cond, Denoiser, evaluate, metered
 from fewstep.errors import ConfigError, DtypeError, NonFiniteError, ShapeError
-from fewstep.noise import Grid, NoiseLevel
+from fewstep.noise import Grid, NoiseLevel, check_grid
 from fewstep.sampling.unroll import NoGrad, Unroll
 from fewstep.solvers import NoiseSource, Solver
 
@@ -73,18 +73,19 @@ def sample(
     Raises:
         ShapeError: if x, a condition or the denoiser's output has the wrong shape.
         DtypeError: if x is not floating point or the denoiser changes its dtype.
+        GridError: if the noise of the grid does not strictly decrease.
         NonFiniteError: if x or an estimate is NaN or infinite; names the step and the level.
         ConfigError: if a stochastic solver has no noise source, or `check` is unknown.
     """
     _check_inputs(solver, x, cond, noise, check)
+    check_grid(grid)
     run = _Run(denoiser, solver, grid, cond, noise, watch, _Sentinel(grid, check))
-    run.sentinel.look(x, "The initial x", 0)
+    run.sentinel.look(x, "The initial x", grid.at(0))
     run.trajectory.append(x)
     with metered() as meter:
         last, _ = (unroll or NoGrad()).run(run.step, x, solver.init(x, grid), grid.steps)
     run.close()
-    # Plain functions do not report to the meter: then every call is one evaluation.
-    return Sample(last, run.nfe, meter.samples // x.shape[0] or run.nfe, tuple(run.trajectory))
+    return Sample(last, run.nfe, meter.samples // x.shape[0], tuple(run.trajectory))
 
 
 @dataclass
@@ -93,25 +94,31 @@ class _Sentinel:
 
     grid: Grid
     check: Check
-    seen: list[tuple[Tensor, str, int]] = field(default_factory=list)
+    seen: list[tuple[Tensor, str, NoiseLevel]] = field(default_factory=list)
 
-    def look(self, x: Tensor, what: str, i: int) -> None:
-        self.seen.append((torch.linalg.vector_norm(x.detach(), ord=torch.inf), what, i))
+    def look(self, x: Tensor, what: str, level: NoiseLevel) -> None:
+        self.seen.append((torch.linalg.vector_norm(x.detach(), ord=torch.inf), what, level))
         if self.check == "each":
             self.report()
 
     def report(self) -> None:
         """Read the flags, the one time the host waits for the device."""
         sizes = torch.stack([size for size, _, _ in self.seen]).isfinite().tolist()
-        for finite, (_, what, i) in zip(sizes, self.seen, strict=True):
+        for finite, (_, what, level) in zip(sizes, self.seen, strict=True):
             if not finite:
-                alpha, sigma = (part.item() for part in self.grid.at(i))
                 raise NonFiniteError(
-                    f"{what}: NaN or infinite at level {i} of {self.grid.steps} (alpha {alpha:.4g}, sigma {sigma:.4g})",
+                    f"{what}: NaN or infinite at {self._where(level)}",
                     "Samples and denoised estimates are finite",
                     "Check the weights and the input at that level; check='each' stops at once",
                 )
         self.seen.clear()
+
+    def _where(self, level: NoiseLevel) -> str:
+        """Name a level by its place in the grid; a step may look at the level it ends at, or between two."""
+        levels, (alpha, sigma) = self.grid.levels, (part.item() for part in level)
+        place = ((levels.alpha == alpha) & (levels.sigma == sigma)).nonzero().flatten().tolist()
+        name = f"level {place[0]} of {self.grid.steps}" if place else "a level between those of the grid"
+        return f"{name} (alpha {alpha:.4g}, sigma {sigma:.4g})"
 
 
 @dataclass
@@ -134,11 +141,11 @@ class _Run:
 
     def step(self, x: Tensor, i: int, state: Any) -> tuple[Tensor, Any]:
         def denoise(x: Tensor, level: NoiseLevel) -> Tensor:
-            denoised = self.denoiser(x, level, self.cond)
+            denoised = evaluate(self.denoiser, x, level, self.cond)
             _check_output(denoised, x)
             if not self.closed:
                 self.nfe += 1
-                self.sentinel.look(denoised, f"The denoiser's output in step {i}", i)
+                self.sentinel.look(denoised, f"The denoiser's output in step {i}", level)
             return denoised
 
         x, state = self.solver.step(denoise, x, self.grid, i, state, self.noise)
@@ -149,7 +156,7 @@ class _Run:
         return x, state
 
     def close(self) -> None:
-        self.sentinel.look(self.trajectory[-1], "The last sample", self.grid.steps)
+        self.sentinel.look(self.trajectory[-1], "The last sample", self.grid.at(-1))
         if self.sentinel.seen:
             self.sentinel.report()
         self.closed = True
