@@ -27,20 +27,18 @@ class NoiseEmbedding(nn.Module):
         width: length of the vector, even.
     """
 
-    frequencies: Tensor
-
     def __init__(self, width: int) -> None:
         super().__init__()
-        frequencies = torch.linspace(0, math.log(_FASTEST), width // 2, dtype=torch.float64).exp()
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.width = width
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, noise_label: Tensor) -> Tensor:
         """Embed noise labels of shape (b,) as vectors of shape (b, width), in the dtype of the weights."""
         dtype = next(self.mlp.parameters()).dtype
-        # Angles in float32 at least: in bfloat16 a hundred radians are known to half a radian only.
+        # Angles in float32 at least, and frequencies no buffer: .bfloat16() would round 100 radians by a half.
         label = noise_label.to(torch.promote_types(noise_label.dtype, torch.float32))
-        angles = label[:, None] * self.frequencies.to(label)
+        exponents = torch.linspace(0, math.log(_FASTEST), self.width // 2, dtype=label.dtype, device=label.device)
+        angles = label[:, None] * exponents.exp()
         out: Tensor = self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1).to(dtype))
         return out
 

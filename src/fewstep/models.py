@@ -1,0 +1,300 @@
+"""Models: a denoiser that can be written down, in a folder of two files.
+
+A model folder holds ``config.json`` (how to build the network, what its output means, which noise levels it knows) and
+``model.safetensors`` (its weights), often a ``README.md`` (its card). Folders under ``fewstep/weights`` ship with the
+package and are known by name; any other folder is known by its path. The configuration is written last and names the
+fingerprint of the weights, so a folder is either whole or refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fewstep._files import fingerprint, output_dir, read_json, read_tensors, write_atomic, write_json, write_tensors
+from fewstep.denoisers import PREDICTIONS, ClassifierFree, Denoiser, NetworkDenoiser
+from fewstep.errors import CheckpointError, ConfigError, FewstepError, UnknownName, choose
+from fewstep.networks import NETWORKS
+from fewstep.noise import SCHEDULES
+
+__all__ = ["Model", "ModelConfig", "Part", "bundled", "load_model", "save_model"]
+
+T = TypeVar("T")
+_BUNDLED = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing out of a table, written down: its name there and the arguments of its constructor.
+
+    Args:
+        name: name in the table.
+        arguments: keyword arguments that JSON can hold.
+    """
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self, table: Mapping[str, type[T]], kind: str) -> T:
+        """Construct the thing.
+
+        Args:
+            table: name -> class.
+            kind: what the table holds, for messages.
+
+        Returns:
+            An instance.
+
+        Raises:
+            UnknownName: if the table has no such name, or the constructor no such argument.
+            ConfigError: if the constructor cannot use a value.
+        """
+        made = choose(self.name, table, kind)
+        known = inspect.signature(made).parameters
+        for argument in self.arguments:
+            choose(argument, known, f"argument of {kind} {self.name!r}")
+        try:
+            return made(**self.arguments)
+        except FewstepError:
+            raise
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"The {kind} {self.name!r} cannot be built with {dict(self.arguments)} ({error})",
+                f"Its arguments are {inspect.signature(made)}",
+                "Correct the arguments",
+            ) from error
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything about a model except its weights; JSON can hold it.
+
+    Args:
+        name: what the model is called.
+        network: name in NETWORKS and arguments.
+        prediction: name in PREDICTIONS and arguments.
+        schedule: name in SCHEDULES and arguments.
+        shape: channels, height and width of its images.
+        label: name in LABELS: what the network reads as its noise level.
+        classes: names of the classes; empty for an unconditional model. The null class has the index len(classes).
+        facts: data, seconds, steps... for the card.
+    """
+
+    name: str
+    network: Part
+    prediction: Part
+    schedule: Part
+    shape: tuple[int, int, int]
+    label: str = "angle"
+    classes: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes, 0 for an unconditional model."""
+        return len(self.classes)
+
+    def body(self) -> nn.Module:
+        """Build the network with fresh weights.
+
+        Returns:
+            The network, in training mode.
+
+        Raises:
+            UnknownName: if there is no such network, or it has no such argument.
+            ConfigError: if it cannot be built.
+        """
+        return self.network.build(NETWORKS, "network")
+
+    def denoiser(self, network: nn.Module) -> NetworkDenoiser:
+        """Wrap a network.
+
+        Args:
+            network: one from :meth:`body`.
+
+        Returns:
+            Its denoiser.
+
+        Raises:
+            UnknownName: if prediction, schedule or label is in no table.
+            ConfigError: if one of them cannot be built.
+        """
+        prediction = self.prediction.build(PREDICTIONS, "prediction")
+        return NetworkDenoiser(network, prediction, self.schedule.build(SCHEDULES, "schedule"), self.label)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> ModelConfig:
+        """Rebuild the configuration from what ``dataclasses.asdict`` and JSON made of it.
+
+        Args:
+            content: the keys of this class.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            CheckpointError: if keys are missing or unknown, or a value has the wrong form.
+        """
+        try:
+            parts = {key: Part(**content[key]) for key in ("network", "prediction", "schedule")}
+            channels, height, width = content["shape"]
+            return cls(**{**content, **parts, "shape": (channels, height, width), "classes": tuple(content["classes"])})
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"config.json does not describe a fewstep model ({type(error).__name__}: {error})",
+                f"Its keys are {', '.join(f.name for f in dataclasses.fields(cls))}",
+                "Check that the folder was written by this version of fewstep",
+            ) from error
+
+
+@dataclass(frozen=True)
+class Model:
+    """A denoiser and its description.
+
+    Args:
+        denoiser: network, prediction and schedule.
+        config: how it was built.
+        fingerprint: names the weights: 12 hexadecimal digits.
+    """
+
+    denoiser: NetworkDenoiser
+    config: ModelConfig
+    fingerprint: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the model's images."""
+        return self.config.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's weights are."""
+        network = self.denoiser.network
+        return next(network.parameters()).device if isinstance(network, nn.Module) else torch.device("cpu")
+
+    def guided(self, scale: float) -> Denoiser:
+        """Guide the model towards its condition.
+
+        Args:
+            scale: w in ``uncond + w * (cond - uncond)``; 1 is no guidance and costs one network evaluation, not two.
+
+        Returns:
+            A denoiser to call with ``cond={"label": ...}``.
+
+        Raises:
+            ConfigError: if the model has no classes and scale is not 1.
+        """
+        if scale == 1:
+            return self.denoiser
+        if not self.config.classes:
+            raise ConfigError(
+                f"Guidance {scale:g} for the model {self.config.name!r}",
+                "Only a class-conditional model can be guided; 1 means no guidance",
+                "Leave the guidance out, or load a class-conditional model",
+            )
+        return ClassifierFree(self.denoiser, scale, uncond={"label": torch.tensor([self.config.n_classes])})
+
+
+def save_model(
+    folder: str | Path, network: nn.Module, config: ModelConfig, *, card: str | None = None, half: bool = False
+) -> Path:
+    """Write a model folder.
+
+    Args:
+        folder: where to; created if missing.
+        network: the network of `config`, with its weights.
+        config: how it was built.
+        card: text of README.md; None leaves the card as it is.
+        half: store the weights as float16; they are computed with in float32 all the same.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    path = output_dir(folder)
+    weights = {name: _stored(tensor, half) for name, tensor in network.state_dict().items()}
+    write_tensors(path / "model.safetensors", weights)
+    if card is not None:
+        write_atomic(path / "README.md", card.encode())
+    write_json(path / "config.json", {**dataclasses.asdict(config), "fingerprint": fingerprint(weights)})
+    return path
+
+
+def _stored(tensor: Tensor, half: bool) -> Tensor:
+    return tensor.to(torch.float16) if half and tensor.is_floating_point() else tensor
+
+
+def bundled() -> list[str]:
+    """Name the models that ship with the package."""
+    # Judges lie in the same place; only a model's configuration says what its output means.
+    return sorted(path.parent.name for path in _BUNDLED.glob("*/config.json") if "prediction" in read_json(path))
+
+
+def load_model(name_or_dir: str | Path, device: str | torch.device = "cpu") -> Model:
+    """Load a bundled model by name, or any model folder by path.
+
+    Args:
+        name_or_dir: a name out of :func:`bundled`, or a folder with config.json and model.safetensors.
+        device: where to put the network.
+
+    Returns:
+        The model in float32, in evaluation mode.
+
+    Raises:
+        UnknownName: if it is neither a bundled name nor a folder.
+        CheckpointError: if the folder is incomplete, damaged or foreign, or weights and configuration do not fit.
+    """
+    folder = _folder_of(name_or_dir)
+    content = read_json(folder / "config.json")
+    expected = content.pop("fingerprint", None)
+    config = ModelConfig.from_json(content)
+    weights = read_tensors(folder / "model.safetensors")
+    found = fingerprint(weights)
+    if found != expected:
+        raise CheckpointError(
+            f"The weights in {folder} have the fingerprint {found}, its config.json names {expected}",
+            "Both files of a model folder were written together",
+            "Restore the folder from a copy, or save the model again",
+        )
+    network = config.body()
+    _fill(network, weights, folder)
+    network.to(device).eval().requires_grad_(False)
+    return Model(config.denoiser(network), config, found)
+
+
+def _folder_of(name_or_dir: str | Path) -> Path:
+    names = {name: _BUNDLED / name for name in bundled()}
+    if str(name_or_dir) in names:
+        return names[str(name_or_dir)]
+    folder = Path(name_or_dir)
+    if folder.is_dir():
+        return folder
+    try:
+        return choose(str(name_or_dir), names, "model")
+    except UnknownName as error:
+        raise UnknownName(
+            f"{error.given}, and no folder of that name",
+            error.allowed,
+            f"{error.todo} Or give the path of a model folder",
+        ) from None
+
+
+def _fill(network: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Copy weights into a network of the same names and shapes."""
+    try:
+        network.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"The weights in {folder} do not fit the network of its config.json ({error})",
+            "Both have the same parameters, of the same shapes",
+            "Restore the folder from a copy, or save the model again",
+        ) from error
