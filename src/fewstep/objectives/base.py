@@ -1,0 +1,64 @@
+"""What training minimises, told apart from how: an objective yields turns, the trainer takes the steps.
+
+A *turn* is one optimiser step of one player. Plain denoising has one player and one turn per batch; an adversarial
+objective has two players and yields a turn for each. Losses are lazy, so a later turn sees the networks as the earlier
+turns left them. Objectives hold networks, never optimisers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from fewstep.data import Batch
+
+__all__ = ["GENERATOR", "Objective", "Turn", "normal_like"]
+
+GENERATOR = "generator"  # the player whose moving average becomes the model
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One optimiser step of one player.
+
+    Args:
+        player: who steps: "generator", "critic"...
+        loss: computes the scalar to minimise, and its named parts, detached scalars, for the log.
+    """
+
+    player: str
+    loss: Callable[[], tuple[Tensor, Mapping[str, Tensor]]]
+
+
+class Objective(Protocol):
+    """What is minimised."""
+
+    def turns(self, batch: Batch, step: int, generator: Generator) -> Iterator[Turn]:
+        """Yield the turns of one training step.
+
+        Args:
+            batch: data, on the device of the networks.
+            step: steps done so far.
+            generator: the step's own randomness, on the host.
+
+        Returns:
+            The turns, in order.
+        """
+        ...
+
+
+def normal_like(x: Tensor, generator: Generator) -> Tensor:
+    """Draw standard normal noise of x's shape, dtype and device from a generator on the host.
+
+    Beside a GPU, the host's generator only seeds one on the device: drawing millions of numbers on the host and
+    copying them over would cost more than the training step.
+    """
+    if x.device.type == "cpu":
+        return torch.randn(x.shape, dtype=x.dtype, generator=generator)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    on_device = Generator(x.device).manual_seed(seed)
+    return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=on_device)
