@@ -1,0 +1,126 @@
+"""From a configuration to a trained model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fewstep._files import output_dir
+from fewstep.data import ImageData, load_data
+from fewstep.losses import WEIGHTS
+from fewstep.models import Model, ModelConfig, Part, load_model, save_model
+from fewstep.noise import DRAWS
+from fewstep.objectives import GENERATOR, Denoising
+from fewstep.training.config import RunConfig
+from fewstep.training.trainer import StepReport, Trainer
+
+__all__ = ["build", "model_config", "train_model", "train_steps"]
+
+
+def model_config(config: RunConfig, data: ImageData) -> ModelConfig:
+    """Describe the model that a run makes: the run's own parts, and what follows from the data."""
+    classes = data.classes if config.diffusion.conditional and data.labels is not None else ()
+    recipe = config.to_json()
+    arguments = {**config.network.arguments, "channels": data.shape[0], "n_classes": len(classes)}
+    return ModelConfig(
+        name=config.name,
+        network=Part(config.network.name, arguments),
+        prediction=config.diffusion.prediction,
+        schedule=config.diffusion.schedule,
+        shape=data.shape,
+        label=config.diffusion.label,
+        classes=classes,
+        facts={"data": data.name, "images": len(data), "diffusion": recipe["diffusion"], "train": recipe["train"]},
+    )
+
+
+def build(config: RunConfig, data: ImageData, folder: str | Path) -> Trainer:
+    """Make the trainer of a run of ordinary denoising, resumed if the folder holds its checkpoint.
+
+    Args:
+        config: the run.
+        data: its images.
+        folder: where its checkpoints go, in the subfolder "checkpoints".
+
+    Returns:
+        A trainer whose ``steps()`` trains.
+
+    Raises:
+        ConfigError: if a part of the configuration cannot be built.
+        CheckpointError: if the folder holds a checkpoint of another run.
+    """
+    described = model_config(config, data)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        network = described.body()
+    objective = Denoising(
+        described.denoiser(network),
+        config.diffusion.draw.build(DRAWS, "draw"),
+        config.diffusion.weight.build(WEIGHTS, "weight"),
+        described.n_classes,
+        config.diffusion.class_dropout,
+    )
+    # The images themselves must agree on resuming, not the place they came from.
+    seen = {"name": data.name, "images": len(data), "shape": list(data.shape)}
+    place, players = Path(folder) / "checkpoints", {GENERATOR: network}
+    return Trainer(config.train, objective, players, data, place, {**config.to_json(), "data": seen})
+
+
+def train_steps(config: RunConfig, folder: str | Path, *, data: ImageData | None = None) -> Iterator[StepReport]:
+    """Train a model and write its folder, giving the caller the loop.
+
+    The folder becomes a model folder at the first checkpoint and is renewed at every later one, so an interrupted run
+    leaves both something to resume and something to sample.
+
+    Args:
+        config: the run.
+        folder: where the model and, in "checkpoints", the state of the run go; an unfinished run in it is resumed.
+        data: the images; None loads `config.data`.
+
+    Returns:
+        Reports, one after each step; the model folder is complete when they are exhausted.
+
+    Raises:
+        DataError: if the images cannot be loaded.
+        OutputError: if the folder cannot be written.
+        CheckpointError: if the folder holds a checkpoint of another run.
+        NonFiniteError: while iterating, if training diverges.
+    """
+    output_dir(folder)
+    if data is None:
+        data = load_data(config.data, size=config.size or None)
+    return _run(build(config, data, folder), model_config(config, data), folder)
+
+
+def train_model(config: RunConfig, folder: str | Path, *, data: ImageData | None = None) -> Model:
+    """Train a model to the end and load it; raises what :func:`train_steps` raises.
+
+    Args:
+        config: the run.
+        folder: where the model and its checkpoints go; an unfinished run in it is resumed.
+        data: the images; None loads `config.data`.
+
+    Returns:
+        The moving average of the trained network, as loaded from the folder.
+    """
+    for _ in train_steps(config, folder, data=data):
+        pass
+    return load_model(folder)
+
+
+def _run(trainer: Trainer, described: ModelConfig, folder: str | Path) -> Iterator[StepReport]:
+    for report in trainer.steps():
+        if trainer.at_checkpoint:
+            _save(folder, trainer, described)
+        yield report
+    _save(folder, trainer, described)
+
+
+def _save(folder: str | Path, trainer: Trainer, described: ModelConfig) -> None:
+    """Write the moving average as a model folder, from the main process."""
+    if trainer.is_main:
+        facts = {**described.facts, "steps": trainer.step, "seconds": round(trainer.seconds)}
+        save_model(folder, trainer.ema.module, replace(described, facts=facts))
