@@ -32,8 +32,9 @@ class IPNDM:
               \qquad \bar\varepsilon = \sum_k a_k \hat\varepsilon_{i-k}
 
     The weights a_k are those of equal steps in kappa. On such a grid, with a full history, the order is the declared
-    one. On a grid whose neighbouring steps become alike as it is refined (uniform lam, Karras) the order is 2; where they
-    stay unlike it is 1. Yet on EDM's rho = 7 grid it is among the best rules known. Lower orders start it. Reaching sigma = 0 needs no special step, since kappa = 0 is finite there.
+    one. On a grid whose neighbouring steps become alike as it is refined (uniform lam, Karras) the order is 2; where
+    they stay unlike it is 1. Yet on EDM's rho = 7 grid it is among the best rules known. Lower orders start it.
+    Reaching sigma = 0 needs no special step, since kappa = 0 is finite there.
 
     Args:
         order: number of noise estimates in a step, 1 to 4.

@@ -1,0 +1,125 @@
+"""The commands of ``fewstep``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Few-step diffusion: train, sample, measure.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+ModelOption = Annotated[str, typer.Option("--model", help="A bundled model (see `fewstep models`) or a model folder.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder for what is written; made if missing.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the first image; image k has seed + k.")]
+GuidanceOption = Annotated[float, typer.Option("--guidance", help="Classifier-free guidance; 1 is none.")]
+GridOption = Annotated[str, typer.Option("--grid", help="karras, uniform_lam or uniform_time.")]
+KappaMaxOption = Annotated[float, typer.Option("--kappa-max", help="First noise level, noise per unit of data.")]
+KappaMinOption = Annotated[float, typer.Option("--kappa-min", help="Last noise level.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.")]
+
+
+@app.callback(invoke_without_command=True)
+def _fewstep(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        from fewstep import __version__
+
+        typer.echo(f"fewstep {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(out: OutOption = Path("demo")) -> None:
+    """Show the main job: solvers against each other on a bundled model, and digits trained from nothing."""
+    from fewstep.cli.commands import run_demo
+
+    run_demo(out)
+
+
+@app.command()
+def sample(
+    model: ModelOption = "mnist",
+    solver: Annotated[str, typer.Option(help="See `fewstep solvers`.")] = "evodiff",
+    nfe: Annotated[int, typer.Option(help="Calls of the network per image that may be made.")] = 10,
+    n: Annotated[int, typer.Option("--n", help="Number of images.")] = 64,
+    seed: SeedOption = 0,
+    out: OutOption = Path("samples"),
+    classes: Annotated[str, typer.Option(help="Classes to walk through, such as 3 or 0,1,2; all if omitted.")] = "",
+    guidance: GuidanceOption = 1.0,
+    grid: GridOption = "karras",
+    kappa_max: KappaMaxOption = 80.0,
+    kappa_min: KappaMinOption = 0.002,
+    batch_size: Annotated[int, typer.Option(help="Images per call.")] = 64,
+    device: DeviceOption = "auto",
+) -> None:
+    """Sample images; writes one PNG per image, grid.png and sample.json."""
+    from fewstep.cli.commands import run_sample
+    from fewstep.cli.shell import numbers
+    from fewstep.experiments.runs import GridChoice, SamplePlan
+
+    chosen = GridChoice(grid, kappa_max, kappa_min)
+    plan = SamplePlan(solver, nfe, n, seed, numbers(classes, "--classes"), guidance, chosen, batch_size)
+    run_sample(model, plan, out, device)
+
+
+@app.command()
+def compare(
+    model: ModelOption = "mnist",
+    solvers: Annotated[str, typer.Option(help="Names, comma-separated; see `fewstep solvers`.")] = (
+        "ddim,heun,dpmpp_2m,unipc,ipndm,evodiff,evodiff_paper"
+    ),
+    nfe: Annotated[str, typer.Option(help="Budgets of calls, comma-separated.")] = "5,6,8,10,15,20",
+    n: Annotated[int, typer.Option("--n", help="Images per cell.")] = 500,
+    seed: SeedOption = 0,
+    out: OutOption = Path("comparison"),
+    guidance: GuidanceOption = 1.0,
+    grid: GridOption = "karras",
+    kappa_max: KappaMaxOption = 80.0,
+    kappa_min: KappaMinOption = 0.002,
+    device: DeviceOption = "auto",
+) -> None:
+    """Compare solvers at equal noise and equal calls; writes compare.json, sheet.png and quality.png."""
+    from fewstep.cli.commands import run_compare
+    from fewstep.cli.shell import numbers
+    from fewstep.experiments.compare import Plan
+    from fewstep.experiments.runs import GridChoice
+
+    names = tuple(name.strip() for name in solvers.split(",") if name.strip())
+    plan = Plan(names, numbers(nfe, "--nfe"), n, seed, guidance, GridChoice(grid, kappa_max, kappa_min))
+    run_compare(model, plan, out, device)
+
+
+@app.command()
+def train(
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as train.lr=1e-3.")] = None,
+    data: Annotated[str, typer.Option(help="digits, folder:PATH, parquet:PATH, hf:NAME; else the preset's.")] = "",
+    preset: Annotated[str, typer.Option(help="Where to start: digits, mnist or cifar10.")] = "digits",
+    out: OutOption = Path("run"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and exit.")] = False,
+) -> None:
+    """Train a denoiser; an unfinished run in the output folder goes on from its last checkpoint."""
+    from fewstep.cli.commands import run_train
+
+    run_train(overrides or [], data, preset, out, dry_run)
+
+
+@app.command()
+def models() -> None:
+    """List the bundled models."""
+    from fewstep.cli.commands import show_models
+
+    show_models()
+
+
+@app.command()
+def solvers() -> None:
+    """List the solvers, with order and cost."""
+    from fewstep.cli.commands import show_solvers
+
+    show_solvers()

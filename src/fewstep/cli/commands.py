@@ -1,0 +1,200 @@
+"""What the commands do once they are parsed: call the floors below, show progress, print."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from fewstep._files import output_dir, write_json
+from fewstep.cli.shell import console, progress, table
+from fewstep.errors import ConfigError, choose
+from fewstep.experiments.compare import Cell, Comparison, Plan, judge_of
+from fewstep.experiments.demo import draw_comparison, machine, write_report
+from fewstep.experiments.digits import DigitsAct
+from fewstep.experiments.pictures import save_images, save_picture, tile
+from fewstep.experiments.presets import PRESETS
+from fewstep.experiments.runs import SamplePlan, conditions, draw, make_grid, seeds_of
+from fewstep.models import Model, bundled, load_model
+from fewstep.noise import EDM, UniformLam
+from fewstep.solvers import SOLVERS
+from fewstep.training import StepReport, override, train_steps
+
+__all__ = ["run_compare", "run_demo", "run_sample", "run_train", "show_models", "show_solvers"]
+
+
+def _load(name: str, device: str) -> Model:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        given = f"--device {device}: {str(error).splitlines()[0]}"
+        raise ConfigError(given, "A device that torch can use here", "Use --device cpu") from error
+    return load_model(name, device)
+
+
+def run_sample(name: str, plan: SamplePlan, out: Path, device: str) -> None:
+    """Sample images into a folder."""
+    model = _load(name, device)
+    rule = choose(plan.solver, SOLVERS, "solver")()
+    seeds = seeds_of(plan.seed, plan.n)
+    labels = conditions(model, seeds, plan.classes)
+    grid = make_grid(model, rule, plan.grid, plan.nfe)
+    folder = output_dir(out)
+
+    parts = []
+    batches = range(0, plan.n, plan.batch_size)
+    for first in progress(batches, len(batches), f"{plan.solver}, {grid.steps} steps"):
+        chosen = slice(first, first + plan.batch_size)
+        some = None if labels is None else labels[chosen]
+        drawn = draw(model, rule, grid, seeds[chosen], labels=some, guidance=plan.guidance, batch_size=plan.batch_size)
+        save_images(folder, drawn.images, seeds[chosen])
+        parts.append(drawn)
+    images = torch.cat([part.images for part in parts])
+    columns = math.ceil(math.sqrt(plan.n))
+    save_picture(folder / "grid.png", tile(images, columns), scale=max(1, 64 // images.shape[-1]))
+    facts = {
+        "model": model.config.name,
+        "model_fingerprint": model.fingerprint,
+        "plan": asdict(plan),
+        "classes": None if labels is None else labels.tolist(),
+        "steps": grid.steps,
+        "nfe": parts[0].nfe,
+        "network_evals": parts[0].network_evals,
+        "seconds": sum(part.seconds for part in parts),
+        "machine": machine(),
+    }
+    write_json(folder / "sample.json", facts)
+    console.print(
+        f"{plan.n} images of {model.config.name} in {folder}: {plan.solver}, {grid.steps} steps, "
+        f"NFE {parts[0].nfe} (asked {plan.nfe}), network evaluations {parts[0].network_evals}, {facts['seconds']:.1f} s"
+    )
+
+
+def run_compare(name: str, plan: Plan, out: Path, device: str) -> None:
+    """Compare solvers and write the table, the pictures and the curves."""
+    model = _load(name, device)
+    comparison = Comparison(model, plan, judge_of(model))
+    folder = output_dir(out)
+    _run(comparison)
+    write_json(folder / "compare.json", {"machine": machine(), **comparison.report()})
+    draw_comparison(comparison, folder)
+    _show(comparison)
+    console.print(f"Written to {folder}: compare.json, sheet.png, quality.png")
+
+
+def run_demo(out: Path) -> None:
+    """Run both acts and write the report."""
+    folder = output_dir(out)
+    seconds = {}
+    console.print("[bold]Act one[/]: one bundled model, seven solvers, six budgets, equal noise")
+    start = time.perf_counter()
+    model = load_model("mnist")
+    comparison = Comparison(model, Plan(), judge_of(model))
+    _run(comparison)
+    seconds["solvers"] = time.perf_counter() - start
+    _show(comparison)
+
+    console.print("[bold]Act two[/]: real digits, a network trained from nothing, sampled with few steps")
+    start = time.perf_counter()
+    # The act trains anew each time; a finished run in the folder would leave nothing to train.
+    shutil.rmtree(folder / "digits", ignore_errors=True)
+    act = DigitsAct(folder / "digits")
+    for _ in progress(act.train(), act.config.train.steps, "training on 1,797 digits"):
+        pass
+    seconds["training"] = time.perf_counter() - start
+    rows = list(progress(act.sample(), len(act.steps), "sampling digits"))
+    seconds["digits"] = time.perf_counter() - start
+    table(
+        f"Digits trained for {seconds['training']:.0f} s: distance of pixels to real ones (floor {act.floor:.2f})",
+        ("steps", "Fréchet distance", "seconds"),
+        ((str(row.steps), f"{row.distance:.2f}", f"{row.seconds:.2f}") for row in rows),
+    )
+    write_report(folder, comparison, act, seconds)
+    console.print(f"Look at [bold]{folder / 'report.html'}[/] (also report.json and the pictures beside it)")
+
+
+def run_train(overrides: list[str], data: str, preset: str, out: Path, dry_run: bool) -> None:
+    """Train a model, or print what would be trained."""
+    config = choose(preset, PRESETS, "preset")
+    if data:
+        config = replace(config, data=data)
+    config = override(config, overrides)
+    if dry_run:
+        console.print_json(json.dumps(config.to_json()))
+        return
+    last = None
+    for report in progress(_noted(train_steps(config, out)), config.train.steps, f"training {config.name}"):
+        last = report.report
+    if last is None:
+        console.print(f"{out} already holds a finished run; train.steps above {config.train.steps} goes on with it")
+    else:
+        console.print(f"Step {last.step}, {last.images} images: {_losses(last)}. Model in {out}")
+
+
+@dataclass(frozen=True)
+class _Noted:
+    """A report with the line that stands beside the progress bar."""
+
+    report: StepReport
+
+    @property
+    def note(self) -> str:
+        return _losses(self.report)
+
+
+def _noted(reports: Iterator[StepReport]) -> Iterator[_Noted]:
+    return (_Noted(report) for report in reports)
+
+
+def _losses(report: StepReport) -> str:
+    return ", ".join(f"{name.split('/')[-1]} {value:.4f}" for name, value in report.losses.items())
+
+
+def _run(comparison: Comparison) -> None:
+    for _ in progress(comparison.run(), len(comparison), f"{len(comparison) - 1} cells of {comparison.plan.n} images"):
+        pass
+
+
+def _show(comparison: Comparison) -> None:
+    judge = comparison.judge
+    columns = ["solver", "NFE", "network evals", "RMSE", *(["distance"] if judge else []), "contrast gain", "seconds"]
+    table(f"{comparison.model.config.name}, {comparison.plan.n} images a cell", columns, map(_row, comparison.cells))
+    if judge is not None:
+        console.print(
+            f"[dim]Distance: {judge.describe(comparison.plan.n)}. The fine solution has "
+            f"{comparison.reference_distance:.2f}. This is not FID.[/]"
+        )
+
+
+def _row(cell: Cell) -> list[str]:
+    distance = [] if cell.distance is None else [f"{cell.distance:.2f}"]
+    counts = [str(cell.nfe), str(cell.network_evals)]
+    return [cell.solver, *counts, f"{cell.rmse:.4f}", *distance, f"{cell.contrast_gain:.3f}", f"{cell.seconds:.1f}"]
+
+
+def show_models() -> None:
+    """Print the bundled models."""
+    rows = []
+    for name in bundled():
+        model = load_model(name)
+        data = f"{model.config.facts.get('data', 'not stated')}"
+        rows.append((name, "x".join(map(str, model.shape)), str(model.config.n_classes), data))
+    table("Bundled models; a model folder works in their place", ("name", "shape", "classes", "trained on"), rows)
+
+
+def show_solvers() -> None:
+    """Print the solvers, with their cost on ten steps of an EDM grid."""
+    grid = UniformLam()(EDM(), 10)
+    rows = []
+    for name, make in sorted(SOLVERS.items()):
+        rule = make()
+        rows.append((name, str(rule.order), "yes" if rule.stochastic else "no", str(rule.nfe(grid))))
+    table("Solvers", ("name", "order", "stochastic", "calls for 10 steps"), rows)

@@ -1,0 +1,179 @@
+"""Sampling a model by names: what `sample`, `compare`, `demo` and the benchmarks have in common.
+
+Image k of a run has the seed ``seed + k`` and, unless classes are asked for, the class ``(seed + k) mod n_classes``: so
+any image of any run can be made again alone, by its own seed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.denoisers import Cond
+from fewstep.errors import ConfigError, choose
+from fewstep.models import Model
+from fewstep.noise import SPACINGS, Grid, Karras, Schedule, Spacing, UniformLam, UniformTime
+from fewstep.sampling import Sample, grid_for, sample, start_noise
+from fewstep.solvers import SOLVERS, Solver
+
+__all__ = ["Drawn", "GridChoice", "SamplePlan", "conditions", "draw", "make_grid", "seeds_of"]
+
+
+@dataclass(frozen=True)
+class GridChoice:
+    """Which grid to sample on, by name and range.
+
+    Args:
+        spacing: name in SPACINGS.
+        kappa_max: first noise level, noise per unit of data; bounded by what the schedule has.
+        kappa_min: last noise level, likewise.
+    """
+
+    spacing: str = "karras"
+    kappa_max: float = 80.0
+    kappa_min: float = 0.002
+
+    def rule(self, schedule: Schedule) -> Spacing:
+        """Spacing with this range on a schedule; uniform_time keeps the schedule's own range."""
+        spacing = choose(self.spacing, SPACINGS, "grid")
+        if spacing is UniformTime:
+            return UniformTime()
+        if not 0 < self.kappa_min < self.kappa_max:
+            raise ConfigError(
+                f"A grid from kappa {self.kappa_max:g} to {self.kappa_min:g}",
+                "Noise decreases along a grid, and both ends are above 0",
+                "Swap the two bounds",
+            )
+        noisiest, cleanest = schedule.lam_range()
+        low, high = max(-math.log(self.kappa_max), noisiest), min(-math.log(self.kappa_min), cleanest)
+        if spacing is UniformLam:
+            return UniformLam(lam_min=low, lam_max=high)
+        return Karras(kappa_max=math.exp(-low), kappa_min=math.exp(-high))
+
+
+def make_grid(model: Model, solver: Solver, choice: GridChoice, nfe: int) -> Grid:
+    """Make the longest grid on a model's own schedule that a solver can run in `nfe` calls."""
+    schedule = model.denoiser.schedule
+    return grid_for(solver, choice.rule(schedule), schedule, nfe)
+
+
+def seeds_of(seed: int, n: int) -> range:
+    """Seeds of the n images of a run."""
+    if n < 1:
+        raise ConfigError(f"{n} images", "One image or more", "Ask for --n 1 or more")
+    return range(seed, seed + n)
+
+
+def conditions(model: Model, seeds: Sequence[int], classes: Sequence[int] = ()) -> Tensor | None:
+    """Choose the class of each image.
+
+    Args:
+        model: says how many classes there are.
+        seeds: of the images.
+        classes: classes to walk through; all of the model's, in order, if empty.
+
+    Returns:
+        Class indices, shape (n,), int64; None for a model without classes.
+
+    Raises:
+        ConfigError: if a class is asked of a model that does not have it.
+    """
+    n_classes = model.config.n_classes
+    wrong = [c for c in classes if not 0 <= c < n_classes]
+    if wrong:
+        raise ConfigError(
+            f"Class {wrong[0]} of the model {model.config.name!r}",
+            f"It has classes 0 to {n_classes - 1}" if n_classes else "It has no classes",
+            "Choose among them" if n_classes else "Leave the classes out",
+        )
+    if n_classes == 0:
+        return None
+    menu = list(classes) or list(range(n_classes))
+    return torch.tensor([menu[seed % len(menu)] for seed in seeds])
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """What to sample.
+
+    Args:
+        solver: a name in SOLVERS.
+        nfe: calls that may be made.
+        n: number of images.
+        seed: of the first image.
+        classes: classes to walk through; all if empty.
+        guidance: scale; 1 is none.
+        grid: levels.
+        batch_size: images per call.
+    """
+
+    solver: str
+    nfe: int
+    n: int
+    seed: int = 0
+    classes: tuple[int, ...] = ()
+    guidance: float = 1.0
+    grid: GridChoice = GridChoice()
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"Batches of {self.batch_size} images", "One image or more", "Use --batch-size 64")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Images and what they cost.
+
+    Attributes:
+        images: shape (n, c, h, w), in [-1, 1] but for what the solver overshoots.
+        nfe: calls of the guided denoiser per image, counted.
+        network_evals: evaluations of the network per image, counted.
+        seconds: wall time of the sampling.
+    """
+
+    images: Tensor
+    nfe: int
+    network_evals: int
+    seconds: float
+
+
+def draw(
+    model: Model,
+    solver: str | Solver,
+    grid: Grid,
+    seeds: Sequence[int],
+    *,
+    labels: Tensor | None = None,
+    guidance: float = 1.0,
+    batch_size: int = 256,
+) -> Drawn:
+    """Sample a model, in batches.
+
+    Args:
+        model: what to sample.
+        solver: a name in SOLVERS, or a solver.
+        grid: levels, of any schedule.
+        seeds: one per image.
+        labels: class of each image, shape (n,); None without classes.
+        guidance: scale; 1 is none.
+        batch_size: images per call.
+
+    Returns:
+        Images on the host, counts and time.
+    """
+    rule = choose(solver, SOLVERS, "solver")() if isinstance(solver, str) else solver
+    denoiser, start = model.guided(guidance), time.perf_counter()
+    runs: list[Sample] = []
+    for first in range(0, len(seeds), batch_size):
+        chosen = slice(first, first + batch_size)
+        x = start_noise(grid, model.shape, seeds[chosen]).to(model.device)
+        cond: Cond = None if labels is None else {"label": labels[chosen].to(model.device)}
+        runs.append(sample(denoiser, rule, grid, x, cond=cond))
+    images = torch.cat([run.x.cpu() for run in runs])
+    return Drawn(images, runs[0].nfe, runs[0].network_evals, time.perf_counter() - start)
