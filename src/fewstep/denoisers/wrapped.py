@@ -81,7 +81,9 @@ class NetworkDenoiser:
         label = LABELS[self.label](level).to(device=x.device, non_blocking=True).expand(x.shape[0])
         dtype = _parameter_dtype(self.network, x.dtype)
         inputs = self.prediction.to_input(x, level).to(dtype)
-        return self.network(inputs, label.to(dtype), cond).to(x.dtype)
+        # The label stays in float32 or better: half precision would merge neighbouring noise levels.
+        label = label.to(torch.promote_types(dtype, torch.float32))
+        return self.network(inputs, label, cond).to(x.dtype)
 
     def __call__(self, x: Tensor, level: NoiseLevel, cond: Cond = None) -> Tensor:
         """Estimate the data behind x.

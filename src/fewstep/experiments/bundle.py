@@ -1,0 +1,107 @@
+"""From a training run to a model that ships: half precision, a judge, and a card with measured numbers.
+
+    fewstep train --preset mnist --data parquet:train.parquet --out runs/mnist
+    python -m fewstep.experiments.bundle --run runs/mnist --judge mnist-judge --out src/fewstep/weights/mnist
+    python -m benchmarks.model_card --model mnist --out benchmarks/results
+    python -m fewstep.experiments.bundle --card benchmarks/results/model_card_mnist.json --out src/fewstep/weights/mnist
+
+The numbers are measured on the half-precision weights, since those are what people load; so the card is written last.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fewstep._files import read_json, require, write_atomic
+from fewstep.errors import CheckpointError, ConfigError, choose
+from fewstep.metrics import JUDGES, Judge, load_judge
+from fewstep.models import Model, load_model, save_model
+
+__all__ = ["bundle", "card", "main"]
+
+_CARD = Path(__file__).with_name("card.md.j2")
+_LICENCES = {
+    "mnist": "MNIST, Y. LeCun, C. Cortes, C. J. C. Burges, CC BY-SA 3.0",
+    "cifar10": "CIFAR-10, A. Krizhevsky, Tiny Images tech report 2009; no licence stated",
+}
+
+
+def bundle(run: Path, out: Path, *, judge: str = "", machine: str = "") -> None:
+    """Write the model of a run as float16, with the name of its judge.
+
+    Args:
+        run: folder of a finished run.
+        out: folder to write.
+        judge: name in JUDGES; none if empty.
+        machine: what it was trained on, in words.
+    """
+    model = load_model(run)
+    if judge:
+        choose(judge, JUDGES, "judge")
+    if not isinstance(model.denoiser.network, nn.Module):
+        raise ConfigError(f"The network of {run}", "A module with weights can be bundled", "Train one of NETWORKS")
+    facts = {**model.config.facts, "judge": judge, "machine": machine}
+    save_model(out, model.denoiser.network, replace(model.config, facts=facts), half=True)
+
+
+def card(model: Model, judge: Judge, measured: dict[str, Any]) -> str:
+    """Write the card of a bundled model.
+
+    Args:
+        model: the model.
+        judge: what measured it.
+        measured: what `benchmarks.model_card` wrote.
+
+    Returns:
+        Markdown.
+
+    Raises:
+        CheckpointError: if the numbers were measured on other weights.
+    """
+    if measured["model_fingerprint"] != model.fingerprint:
+        raise CheckpointError(
+            f"Numbers of the weights {measured['model_fingerprint']} for the weights {model.fingerprint}",
+            "A card shows what was measured on its own weights",
+            "Run benchmarks.model_card again",
+        )
+    module, rows = model.denoiser.network, measured["rows"]
+    cells = {(row["solver"], row["nfe"]): f"{row['mean']:.2f} ± {row['sd']:.2f}" for row in rows}
+    budgets = [row["nfe"] for row in rows if row["solver"] == "ddim"]
+    environment = require("jinja2", "cli").Environment(trim_blocks=True, keep_trailing_newline=True)
+    text: str = environment.from_string(_CARD.read_text(encoding="utf-8")).render(
+        config=model.config,
+        facts=model.config.facts,
+        fingerprint=model.fingerprint,
+        parameters=sum(p.numel() for p in module.parameters()) if isinstance(module, nn.Module) else 0,
+        measured=measured,
+        rows=[(nfe, cells["ddim", nfe], cells["evodiff", nfe]) for nfe in budgets],
+        floors=judge.facts["floors"],
+        licence=_LICENCES.get(model.config.name, "see its source"),
+    )
+    return text
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, help="a finished run to bundle")
+    parser.add_argument("--judge", default="", help="name of its judge")
+    parser.add_argument("--machine", default="", help="what it was trained on, in words")
+    parser.add_argument("--card", type=Path, help="numbers from benchmarks.model_card; writes the card")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    if options.run:
+        bundle(options.run, options.out, judge=options.judge, machine=options.machine)
+    if options.card:
+        model = load_model(options.out)
+        judge = load_judge(str(model.config.facts["judge"]))
+        write_atomic(options.out / "README.md", card(model, judge, read_json(options.card)).encode())
+
+
+if __name__ == "__main__":
+    main()
