@@ -23,7 +23,7 @@ def _keep_memory() -> None:
     missing = {name: value for name, value in _ALLOCATOR.items() if name not in os.environ}
     if sys.platform.startswith("linux") and asked in _HEAVY and missing and "--help" not in sys.argv:
         os.environ.update(missing)
-        os.execv(sys.executable, [sys.executable, "-m", "fewstep.cli", *sys.argv[1:]])
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def main() -> None:

@@ -11,20 +11,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from rich.markup import escape
 
 from fewstep._files import output_dir, write_json
-from fewstep.cli.shell import console, progress, table
+from fewstep.cli.shell import console, progress, say, table
 from fewstep.errors import ConfigError, choose
 from fewstep.experiments.compare import Cell, Comparison, Plan, judge_of
 from fewstep.experiments.demo import draw_comparison, machine, write_report
 from fewstep.experiments.digits import DigitsAct
 from fewstep.experiments.pictures import save_images, save_picture, tile
 from fewstep.experiments.presets import PRESETS
-from fewstep.experiments.runs import SamplePlan, conditions, draw, make_grid, seeds_of
+from fewstep.experiments.runs import SamplePlan, check_guidance, conditions, draw, make_grid, seeds_of
 from fewstep.models import Model, bundled, load_model
 from fewstep.noise import EDM, UniformLam
 from fewstep.solvers import SOLVERS
-from fewstep.training import StepReport, override, train_steps
+from fewstep.training import StepReport, checkpoints, override, train_steps
 
 __all__ = ["run_compare", "run_demo", "run_sample", "run_train", "show_models", "show_solvers"]
 
@@ -33,7 +34,7 @@ def _load(name: str, device: str) -> Model:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         given = f"--device {device}: {str(error).splitlines()[0]}"
         raise ConfigError(given, "A device that torch can use here", "Use --device cpu") from error
@@ -47,6 +48,7 @@ def run_sample(name: str, plan: SamplePlan, out: Path, device: str) -> None:
     seeds = seeds_of(plan.seed, plan.n)
     labels = conditions(model, seeds, plan.classes)
     grid = make_grid(model, rule, plan.grid, plan.nfe)
+    check_guidance(model, plan.guidance)
     folder = output_dir(out)
 
     parts = []
@@ -72,8 +74,8 @@ def run_sample(name: str, plan: SamplePlan, out: Path, device: str) -> None:
         "machine": machine(),
     }
     write_json(folder / "sample.json", facts)
-    console.print(
-        f"{plan.n} images of {model.config.name} in {folder}: {plan.solver}, {grid.steps} steps, "
+    say(
+        f"{plan.n} images of {escape(model.config.name)} in {escape(str(folder))}: {plan.solver}, {grid.steps} steps, "
         f"NFE {parts[0].nfe} (asked {plan.nfe}), network evaluations {parts[0].network_evals}, {facts['seconds']:.1f} s"
     )
 
@@ -87,7 +89,7 @@ def run_compare(name: str, plan: Plan, out: Path, device: str) -> None:
     write_json(folder / "compare.json", {"machine": machine(), **comparison.report()})
     draw_comparison(comparison, folder)
     _show(comparison)
-    console.print(f"Written to {folder}: compare.json, sheet.png, quality.png")
+    say(f"Written to {escape(str(folder))}: compare.json, sheet.png, quality.png")
 
 
 def run_demo(out: Path) -> None:
@@ -105,7 +107,8 @@ def run_demo(out: Path) -> None:
     console.print("[bold]Act two[/]: real digits, a network trained from nothing, sampled with few steps")
     start = time.perf_counter()
     # The act trains anew each time; a finished run in the folder would leave nothing to train.
-    shutil.rmtree(folder / "digits", ignore_errors=True)
+    for old in checkpoints(folder / "digits" / "checkpoints"):
+        shutil.rmtree(old)
     act = DigitsAct(folder / "digits")
     for _ in progress(act.train(), act.config.train.steps, "training on 1,797 digits"):
         pass
@@ -118,7 +121,7 @@ def run_demo(out: Path) -> None:
         ((str(row.steps), f"{row.distance:.2f}", f"{row.seconds:.2f}") for row in rows),
     )
     write_report(folder, comparison, act, seconds)
-    console.print(f"Look at [bold]{folder / 'report.html'}[/] (also report.json and the pictures beside it)")
+    say(f"Look at [bold]{escape(str(folder / 'report.html'))}[/] (also report.json and the pictures beside it)")
 
 
 def run_train(overrides: list[str], data: str, preset: str, out: Path, dry_run: bool) -> None:
@@ -134,9 +137,9 @@ def run_train(overrides: list[str], data: str, preset: str, out: Path, dry_run: 
     for report in progress(_noted(train_steps(config, out)), config.train.steps, f"training {config.name}"):
         last = report.report
     if last is None:
-        console.print(f"{out} already holds a finished run; train.steps above {config.train.steps} goes on with it")
+        say(f"{escape(str(out))} already holds a finished run; train.steps above {config.train.steps} goes on with it")
     else:
-        console.print(f"Step {last.step}, {last.images} images: {_losses(last)}. Model in {out}")
+        say(f"Step {last.step}, {last.images} images: {_losses(last)}. Model in {escape(str(out))}")
 
 
 @dataclass(frozen=True)
@@ -168,8 +171,8 @@ def _show(comparison: Comparison) -> None:
     columns = ["solver", "NFE", "network evals", "RMSE", *(["distance"] if judge else []), "contrast gain", "seconds"]
     table(f"{comparison.model.config.name}, {comparison.plan.n} images a cell", columns, map(_row, comparison.cells))
     if judge is not None:
-        console.print(
-            f"[dim]Distance: {judge.describe(comparison.plan.n)}. The fine solution has "
+        say(
+            f"[dim]Distance: {escape(judge.describe(comparison.plan.n))}. The fine solution has "
             f"{comparison.reference_distance:.2f}. This is not FID.[/]"
         )
 

@@ -9,12 +9,13 @@ from typing import TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fewstep.errors import FewstepError
+from fewstep.errors import ConfigError, FewstepError
 
-__all__ = ["console", "numbers", "progress", "run", "table"]
+__all__ = ["console", "numbers", "progress", "run", "say", "table"]
 
 T = TypeVar("T")
 console = Console()
@@ -31,22 +32,31 @@ def run(app: typer.Typer) -> None:
         _errors.print(f"[bold red]{type(error).__name__}[/]")
         for title, part in (("given  ", error.given), ("allowed", error.allowed), ("to do  ", error.todo)):
             _errors.print(f"  [dim]{title}[/] ", end="")
-            _errors.print(part, markup=False, highlight=False)
+            # Unbroken, so that a path can be copied and a pipe gets one line a part.
+            _errors.print(part, markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        _errors.print("Interrupted. What was finished is on disk; `fewstep train` goes on from its last checkpoint.")
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == 130:  # what typer makes of Ctrl-C, without a word
+            _errors.print(
+                "Interrupted. What was finished is on disk; `fewstep train` resumes from its last checkpoint."
+            )
+        raise
+
+
+def say(text: str) -> None:
+    """Print a line that may hold rich's markup; names and paths in it have to be escaped."""
+    console.print(text, soft_wrap=True)
 
 
 def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     """Walk through items behind a progress bar that goes away when it is done."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=32),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=total, note="")
@@ -57,11 +67,11 @@ def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     """Print a table whose first column is text and whose others are numbers."""
-    made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    made = Table(title=escape(title), title_justify="left", header_style="bold", box=None, pad_edge=False)
     for i, column in enumerate(columns):
         made.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(escape, row))
     console.print(made)
 
 
@@ -70,6 +80,6 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise typer.BadParameter(
-            f"{text!r} is not a list of whole numbers such as 5,10,20", param_hint=option
+        raise ConfigError(
+            f"{option} {text}", "Whole numbers, separated by commas", f"Write for instance {option} 5,10,20"
         ) from None

@@ -34,27 +34,27 @@ class Gaussian:
 
     Args:
         mean: :math:`\mu`, shape (\*d), data units.
-        cov: :math:`\Sigma` of the flattened data, shape (n, n) with n the product of d; or a scalar () times identity.
+        cov: :math:`\Sigma` of the flattened data, shape (n, n) with n the product of d; or a number, times identity.
 
     Raises:
         ShapeError: if cov is neither a scalar nor n x n.
     """
 
     mean: Tensor
-    cov: Tensor
+    cov: Tensor | float
     _spectrum: tuple[Tensor, Tensor | None] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        n = self.mean.numel()
-        if self.cov.ndim not in (0, 2) or (self.cov.ndim == 2 and self.cov.shape != (n, n)):
+        n, cov = self.mean.numel(), torch.as_tensor(self.cov, dtype=self.mean.dtype)
+        if cov.ndim not in (0, 2) or (cov.ndim == 2 and cov.shape != (n, n)):
             raise ShapeError(
-                f"A covariance of shape {tuple(self.cov.shape)} for a mean of {n} numbers",
+                f"A covariance of shape {tuple(cov.shape)} for a mean of {n} numbers",
                 f"A scalar (), or ({n}, {n})",
                 "Build the covariance of the flattened data",
             )
-        spectrum: tuple[Tensor, Tensor | None] = (self.cov, None)
-        if self.cov.ndim == 2:
-            variances, basis = torch.linalg.eigh(self.cov)
+        spectrum: tuple[Tensor, Tensor | None] = (cov, None)
+        if cov.ndim == 2:
+            variances, basis = torch.linalg.eigh(cov)
             spectrum = (variances.clamp(min=0), basis)
         object.__setattr__(self, "_spectrum", spectrum)
 
@@ -128,7 +128,7 @@ class GaussianMixture:
 
     Args:
         means: centres, shape (k, \*d), data units.
-        std: standard deviation of the components, shape () or (k,), data units; 0 is a point.
+        std: standard deviation of the components, a number or shape (k,), data units; 0 is a point.
         weights: shares, shape (k,), positive; equal if omitted. They are normalised.
 
     Raises:
@@ -137,21 +137,21 @@ class GaussianMixture:
     """
 
     means: Tensor
-    std: Tensor
+    std: Tensor | float
     weights: Tensor | None = None
 
     def __post_init__(self) -> None:
-        k = self.means.shape[0] if self.means.ndim else 0
+        k, std = self.means.shape[0] if self.means.ndim else 0, torch.as_tensor(self.std)
         weights = torch.ones(k) if self.weights is None else self.weights
-        if k == 0 or self.means.ndim < 2 or self.std.shape not in ((), (k,)) or weights.shape != (k,):
+        if k == 0 or self.means.ndim < 2 or std.shape not in ((), (k,)) or weights.shape != (k,):
             raise ShapeError(
-                f"Means {tuple(self.means.shape)}, std {tuple(self.std.shape)}, weights {tuple(weights.shape)}",
+                f"Means {tuple(self.means.shape)}, std {tuple(std.shape)}, weights {tuple(weights.shape)}",
                 "Means (k, *d) with k >= 1, std () or (k,), weights (k,)",
                 "Give one centre, one std and one weight for each component",
             )
-        if bool((self.std < 0).any()) or bool((weights <= 0).any()):
+        if bool((std < 0).any()) or bool((weights <= 0).any()):
             raise ConfigError(
-                f"std {self.std.tolist()} and weights {weights.tolist()}",
+                f"std {std.tolist()} and weights {weights.tolist()}",
                 "Standard deviations are 0 or above, weights above 0",
                 "Drop components without weight",
             )
@@ -159,17 +159,22 @@ class GaussianMixture:
     def __call__(self, x: Tensor, level: NoiseLevel, cond: Cond = None) -> Tensor:
         """Exact E[x0 | x], shape and dtype of x (b, *d), at a level () or (b,)."""
         record_evaluation(x)
-        k = self.means.shape[0]
-        log_weights = torch.zeros(k) if self.weights is None else self.weights.log()
-        return _mixture_mean(x, level, self.means.flatten(1), self.std.expand(k) ** 2, log_weights)
+        log_weights = self._shares.log()
+        return _mixture_mean(x, level, self.means.flatten(1), self._spread**2, log_weights)
 
     def draw(self, n: int, generator: Generator | None = None) -> Tensor:
         """Draw n samples of the data, shape (n, *d)."""
-        k = self.means.shape[0]
-        weights = torch.ones(k) if self.weights is None else self.weights
-        which = torch.multinomial(weights, n, replacement=True, generator=generator)
+        which = torch.multinomial(self._shares, n, replacement=True, generator=generator)
         eps = torch.randn(n, *self.means.shape[1:], dtype=self.means.dtype, generator=generator)
-        return self.means[which] + expand(self.std.expand(k)[which], eps) * eps
+        return self.means[which] + expand(self._spread[which], eps) * eps
+
+    @property
+    def _shares(self) -> Tensor:
+        return self.means.new_ones(self.means.shape[0]) if self.weights is None else self.weights
+
+    @property
+    def _spread(self) -> Tensor:
+        return torch.as_tensor(self.std, dtype=self.means.dtype).expand(self.means.shape[0])
 
 
 @dataclass(frozen=True)
@@ -194,7 +199,7 @@ class EmpiricalData:
         return self._mixture().draw(n, generator)
 
     def _mixture(self) -> GaussianMixture:
-        return GaussianMixture(self.data, self.data.new_zeros(()))
+        return GaussianMixture(self.data, 0.0)
 
 
 @dataclass(frozen=True)
@@ -226,4 +231,4 @@ class KDE:
         return self._mixture().draw(n, generator)
 
     def _mixture(self) -> GaussianMixture:
-        return GaussianMixture(self.data, self.data.new_full((), self.bandwidth))
+        return GaussianMixture(self.data, self.bandwidth)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.errors import BudgetError, choose
-from fewstep.experiments.runs import Drawn, GridChoice, conditions, draw, make_grid, seeds_of
+from fewstep.errors import BudgetError, ConfigError, choose
+from fewstep.experiments.runs import Drawn, GridChoice, check_guidance, conditions, draw, make_grid, seeds_of
 from fewstep.metrics import Judge, contrast_gain, load_judge, rmse
 from fewstep.models import Model
 from fewstep.noise import Grid
@@ -51,6 +51,14 @@ class Plan:
     def __post_init__(self) -> None:
         for name in self.solvers:
             choose(name, SOLVERS, "solver")
+        if not (self.solvers and self.nfe):
+            raise ConfigError(
+                f"A comparison of {len(self.solvers)} solvers at {len(self.nfe)} budgets",
+                "One of each or more",
+                "Write for instance --solvers ddim,evodiff --nfe 5,10",
+            )
+        if self.n < 2:
+            raise ConfigError(f"{self.n} images a cell", "Two or more, to see a spread", "Ask for --n 2 or more")
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,7 @@ class Comparison:
         self.model, self.plan, self.judge, self.show = model, plan, judge, show
         self.seeds = seeds_of(plan.seed, plan.n)
         self.labels = conditions(model, self.seeds)
+        check_guidance(model, plan.guidance)
         # All grids are made before the first image, so that a budget no solver can meet fails at once.
         self._grids = {(s, nfe): self._grid(s, nfe) for s in plan.solvers for nfe in plan.nfe}
         self.cells: list[Cell] = []

@@ -122,7 +122,8 @@ def curves(
         if lines and title in lines:
             name, height = lines[title]
             axis.axhline(height, color="0.4", linestyle=":", label=name)
-        heights = sorted(height for _, y in solvers.values() for height in y)
+        # An error of 0, a rule against itself, has no place on a logarithmic axis.
+        heights = sorted(height for _, y in solvers.values() for height in y if height > 0) or [1.0]
         # A rule that diverges at few calls leaves the panel instead of flattening the others.
         axis.set(title=title, xlabel=x_label, yscale="log", ylim=(0.7 * heights[0], 8 * heights[len(heights) // 2]))
         axis.grid(True, which="both", alpha=0.25)

@@ -1,6 +1,7 @@
 """Runs worth repeating: one table, name -> configuration, with what was measured behind each.
 
-``fewstep train mnist --out DIR data=parquet:PATH`` takes a line and changes what is yours: any key may be overridden.
+``fewstep train --preset mnist --out DIR data=parquet:PATH`` takes a line and changes what is yours: any key may be
+overridden.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from fewstep.noise import SPACINGS, Grid, Karras, Schedule, Spacing, UniformLam,
 from fewstep.sampling import Sample, grid_for, sample, start_noise
 from fewstep.solvers import SOLVERS, Solver
 
-__all__ = ["Drawn", "GridChoice", "SamplePlan", "conditions", "draw", "make_grid", "seeds_of"]
+__all__ = ["Drawn", "GridChoice", "SamplePlan", "check_guidance", "conditions", "draw", "make_grid", "seeds_of"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class GridChoice:
             raise ConfigError(
                 f"A grid from kappa {self.kappa_max:g} to {self.kappa_min:g}",
                 "Noise decreases along a grid, and both ends are above 0",
-                "Swap the two bounds",
+                "Give a --kappa-max above --kappa-min, and both above 0",
             )
         noisiest, cleanest = schedule.lam_range()
         low, high = max(-math.log(self.kappa_max), noisiest), min(-math.log(self.kappa_min), cleanest)
@@ -59,7 +59,16 @@ class GridChoice:
 def make_grid(model: Model, solver: Solver, choice: GridChoice, nfe: int) -> Grid:
     """Make the longest grid on a model's own schedule that a solver can run in `nfe` calls."""
     schedule = model.denoiser.schedule
-    return grid_for(solver, choice.rule(schedule), schedule, nfe)
+    grid = grid_for(solver, choice.rule(schedule), schedule, nfe)
+    solver.init(torch.zeros(1, *model.shape), grid)  # refuses a grid that it cannot run, before anything is sampled
+    return grid
+
+
+def check_guidance(model: Model, scale: float) -> None:
+    """Refuse, before anything is sampled, a scale that is no number or that the model cannot use."""
+    if not math.isfinite(scale):
+        raise ConfigError(f"Guidance {scale}", "A finite scale, where 1 means none", "Use --guidance 1, or 2")
+    model.guided(scale)
 
 
 def seeds_of(seed: int, n: int) -> range:
