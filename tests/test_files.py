@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fewstep import _files
-from fewstep.errors import CheckpointError, MissingExtra, OutputError
+from fewstep.errors import CheckpointError, ConfigError, MissingExtra, OutputError
 
 
 def _full_disk(*_: object) -> None:
@@ -35,8 +35,11 @@ def test_json_comes_back_and_nan_is_refused(tmp_path: Path) -> None:
     content = {"text": "ä", "numbers": [1, 2.5, None, True]}
     _files.write_json(tmp_path / "x.json", content)
     assert _files.read_json(tmp_path / "x.json") == content
-    with pytest.raises(ValueError, match="Out of range"):
-        _files.write_json(tmp_path / "x.json", {"loss": float("nan")})
+    circular: list[object] = []
+    circular.append(circular)
+    for wrong in (float("nan"), float("inf"), object(), circular):
+        with pytest.raises(ConfigError, match=r"x\.json cannot be written as JSON"):
+            _files.write_json(tmp_path / "x.json", {"loss": wrong})
     assert _files.read_json(tmp_path / "x.json") == content
 
 
@@ -93,6 +96,57 @@ def test_a_failed_exchange_puts_the_old_folder_back(tmp_path: Path, monkeypatch:
     assert _names(tmp_path / "run") == ["old"]
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("target", ["aside", "name"])
+def test_an_interrupted_exchange_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, target: str
+) -> None:
+    """Interrupts come before or after either rename: what is found under the name is one of the two folders, whole."""
+    with _files.write_folder_atomic(tmp_path / "run") as folder:
+        (folder / "old").write_text("old")
+    replace, interrupted = os.replace, []
+
+    def interrupt(source: Path, onto: Path) -> None:
+        now = (target == "aside") == str(onto).endswith(".old") and not interrupted
+        interrupted.extend([True] if now else [])
+        if not now or when == "after":
+            replace(source, onto)
+        if now:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt), _files.write_folder_atomic(tmp_path / "run") as folder:
+        (folder / "new").write_text("new")
+    monkeypatch.undo()
+    assert _names(tmp_path / "run") == (["new"] if (when, target) == ("after", "name") else ["old"])
+    with _files.write_folder_atomic(tmp_path / "run") as folder:
+        (folder / "newer").write_text("newer")
+    assert _names(tmp_path) == ["run"]
+
+
+def test_a_folder_moved_aside_by_a_killed_writer_is_put_back(tmp_path: Path) -> None:
+    (tmp_path / ".run.17.old").mkdir()
+    (tmp_path / ".run.17.old" / "old").write_text("old")
+    (tmp_path / f".run.{os.getpid()}.tmp").mkdir()
+
+    def fails() -> None:
+        with _files.write_folder_atomic(tmp_path / "run"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fails()
+    assert _names(tmp_path) == ["run"]
+    assert _names(tmp_path / "run") == ["old"]
+
+
+def test_leftovers_of_killed_writers_are_swept(tmp_path: Path) -> None:
+    for name in (".run.17.tmp", ".run.18.old", ".other.17.tmp", ".running.17.tmp"):
+        (tmp_path / name).mkdir()
+    with _files.write_folder_atomic(tmp_path / "run") as folder:
+        (folder / "new").write_text("new")
+    assert _names(tmp_path) == [".other.17.tmp", ".running.17.tmp", "run"]
+
+
 class _Bomb:
     """Unpickling this would raise SystemExit."""
 
@@ -121,7 +175,12 @@ def test_damaged_missing_and_foreign_files(tmp_path: Path) -> None:
         _files.read_tensors(tmp_path / "missing.safetensors")
     with pytest.raises(CheckpointError, match="cannot be read"):
         _files.read_json(tmp_path / "missing.json")
-    for content, message in ((b"{", "is not JSON"), (b"\xff\xfe", "is not JSON"), (b"[1]", "holds a JSON list")):
+    for content, message in (
+        (b"{", "is not JSON"),
+        (b"\xff\xfe", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"[1]", "holds a JSON list"),
+    ):
         (tmp_path / "bad.json").write_bytes(content)
         with pytest.raises(CheckpointError, match=message):
             _files.read_json(tmp_path / "bad.json")

@@ -122,6 +122,17 @@ def _edited(**changes: object) -> Callable[[Path], None]:
     return edit
 
 
+def _null(key: str) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        _files.write_json(folder / "config.json", _files.read_json(folder / "config.json") | {key: None})
+
+    return edit
+
+
+def _nested(folder: Path) -> None:
+    (folder / "config.json").write_bytes(b'{"facts": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -132,7 +143,31 @@ def _edited(**changes: object) -> Callable[[Path], None]:
         (_edited(schedule=None), "does not describe a fewstep model.*'schedule'"),
         (_edited(shape=[1, 4]), "does not describe a fewstep model"),
         (_edited(colour="red"), "does not describe a fewstep model.*'colour'"),
-        (_edited(network={"name": "unet", "arguments": {"width": 16}}), "do not fit the network"),
+        (_edited(network={"name": "unet", "arguments": {**CONFIG.network.arguments, "width": 16}}), "do not fit"),
+        (_edited(network={"name": "unet", "arguments": {"n_classes": 3}}), "made with n_classes=2"),
+        (_edited(network={"name": "unet", "arguments": {"n_classes": 2, "channels": 3}}), "made with channels=1"),
+        (_edited(shape=[3, 4, 4]), "made with channels=3"),
+        (_edited(classes=["no"]), "made with n_classes=1"),
+        (_edited(classes="ab"), "classes is a list of names"),
+        (_edited(classes=[0, 1]), "classes is a list of names"),
+        *(
+            (_edited(shape=shape), "shape is three whole")
+            for shape in ("abc", 3, [1, -4, 4], [1, 4.0, 4], [True, 4, 4])
+        ),
+        (_edited(name=5), "name is a word"),
+        (_null("name"), "name is a word"),
+        (_edited(label=3), "label is a word"),
+        (_edited(label="angel"), "cannot be built.*Did you mean 'angle'"),
+        (_null("facts"), "facts is a group of keys"),
+        (_edited(facts=[1]), "facts is a group of keys"),
+        *((_edited(network={"name": name, "arguments": {}}), "A part with the name") for name in (5, None, ["unet"])),
+        *((_edited(network={"name": "unet", "arguments": value}), "A part with the name") for value in (3, None, [])),
+        (_edited(network="unet"), "does not describe a fewstep model"),
+        (_edited(network={"name": "unett", "arguments": {}}), "cannot be built.*Did you mean 'unet'"),
+        (_edited(network={"name": "unet", "arguments": {"width": -8}}), "cannot be built.*width is a whole number"),
+        (_edited(network={"name": "unet", "arguments": {"width": 10**30}}), "cannot be built"),
+        (_edited(prediction={"name": "x0", "arguments": {"a": 1}}), "cannot be built"),
+        (_nested, "is not JSON"),
     ],
 )
 def test_folders_that_are_refused(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
@@ -165,3 +200,11 @@ def test_parts_refuse_what_their_constructor_does_not_take() -> None:
         Part("linear_flow", {"t_min": "small"}).build(SCHEDULES, "schedule")
     with pytest.raises(ConfigError, match="clean limit must be above 0"):
         Part("linear_flow", {"t_min": -1.0}).build(SCHEDULES, "schedule")
+    for name, arguments in ((5, {}), ("unet", None), ("unet", {1: 2})):
+        with pytest.raises(ConfigError, match="A part with the name"):
+            Part(name, arguments)
+
+
+def test_configurations_that_json_cannot_hold(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be written as JSON"):
+        save_model(tmp_path, network(), dataclasses.replace(CONFIG, facts={"loss": float("nan")}))

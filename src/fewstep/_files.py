@@ -2,13 +2,13 @@
 
 A file is written beside its final name, flushed to the disk and renamed onto it, so that a reader, a crash or a full
 disk never meets half of it. Tensors are kept as safetensors and everything else as JSON; pickles (``.pt``, ``.ckpt``)
-are refused, because loading one runs whatever code its author put inside.
-
-:func:`require` is the one door through which optional libraries come in, always from inside a function.
+are refused, because loading one runs whatever code its author put inside. Optional libraries come in through
+:func:`require` alone, from inside functions.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import importlib
 import json
@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from fewstep.errors import CheckpointError, MissingExtra, OutputError
+from fewstep.errors import CheckpointError, ConfigError, MissingExtra, OutputError
 
 __all__ = [
     "fingerprint",
@@ -31,6 +31,7 @@ __all__ = [
     "read_json",
     "read_tensors",
     "require",
+    "sweep",
     "write_atomic",
     "write_folder_atomic",
     "write_json",
@@ -114,7 +115,7 @@ def write_folder_atomic(path: str | Path) -> Iterator[Path]:
     """Build a folder under a temporary name beside `path`; on success it takes the place of `path`.
 
     An older folder of that name is moved aside first and deleted last, so its files are lost only after the new ones
-    are safely on the disk.
+    are safely on the disk. What a killed writer left under that name is recovered or swept.
 
     Args:
         path: the final folder; its parent must exist.
@@ -128,43 +129,65 @@ def write_folder_atomic(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary, aside = _beside(path), path.with_name(f".{path.name}.{os.getpid()}.old")
     try:
+        _recover(path)
         temporary.mkdir()
         yield temporary
         for part in (*(file for file in temporary.rglob("*") if file.is_file()), temporary):
             _fsync(part)
         _exchange(temporary, path, aside)
         _fsync(path.parent)
+        sweep(path.parent, glob.escape(path.name))
     except OSError as error:
         _unwritable(path, error)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _exchange(new: Path, path: Path, aside: Path) -> None:
     """Rename `new` onto `path`; a folder cannot replace one that has files, so the old one steps aside first."""
-    if not path.exists():
-        os.replace(new, path)
-        return
-    os.replace(path, aside)
     try:
+        if path.exists():
+            os.replace(path, aside)
         os.replace(new, path)
-    except OSError:
-        os.replace(aside, path)
+    except BaseException:  # an interrupt between the two renames, too, must not leave the name without a folder
+        if aside.exists() and not path.exists():
+            os.replace(aside, path)
         raise
 
 
+def _recover(path: Path) -> None:
+    """Put back a folder whose writer was killed between the two renames, and sweep what else was left."""
+    aside = sorted(path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.old"))
+    if aside and not path.exists():
+        os.replace(aside[-1], path)
+    sweep(path.parent, glob.escape(path.name))
+
+
+def sweep(folder: Path, pattern: str) -> None:
+    """Delete what killed writers left beside the names of a glob; nobody but the caller may be writing those now."""
+    for suffix in ("tmp", "old"):
+        for left in folder.glob(f".{pattern}.[0-9]*.{suffix}"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def write_json(path: str | Path, content: Any) -> None:
-    """Write an object as indented JSON, atomically; NaN and infinity are refused, for no other reader takes them.
+    """Write dicts, lists, strings, finite numbers, booleans and None as indented JSON, atomically.
 
     Args:
         path: the file; its folder must exist.
-        content: dicts, lists, strings, numbers, booleans and None.
+        content: what to write.
 
     Raises:
         OutputError: if the file cannot be written.
+        ConfigError: if JSON cannot hold the content.
     """
-    write_atomic(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+    try:
+        text = json.dumps(content, indent=2, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        allowed = "JSON holds words, finite numbers, true, false, null, lists and groups of keys"
+        given, todo = f"The content of {path} cannot be written as JSON ({error})", "Look for NaN or infinity in it"
+        raise ConfigError(given, allowed, todo) from error
+    write_atomic(path, (text + "\n").encode())
 
 
 def _read(path: Path, kind: str) -> bytes:
@@ -191,20 +214,13 @@ def read_json(path: str | Path) -> dict[str, Any]:
         CheckpointError: if the file is missing, is not JSON, or holds something else than one object.
     """
     data = _read(Path(path), "a JSON file")
+    allowed, todo = "The file holds one JSON object in UTF-8", "Restore it from a copy, or check the path"
     try:
         content = json.loads(data)
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path} is not JSON ({error})",
-            "The file holds one JSON object in UTF-8",
-            "Restore the file from a copy, or delete the folder and write it again",
-        ) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON ({error})", allowed, todo) from error
     if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path} holds a JSON {type(content).__name__}",
-            "The file holds one JSON object",
-            "Check that the path leads to a file that fewstep wrote",
-        )
+        raise CheckpointError(f"{path} holds a JSON {type(content).__name__}", allowed, todo)
     return content
 
 
@@ -253,17 +269,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def output_dir(path: str | Path) -> Path:
-    """Create a folder for output, with its parents, and prove that it can be written.
-
-    Args:
-        path: the folder.
-
-    Returns:
-        The folder as a Path.
-
-    Raises:
-        OutputError: if it is read only or full, or a file stands in its place.
-    """
+    """Create a folder for output, with its parents, and prove that it can be written; OutputError if it cannot."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)

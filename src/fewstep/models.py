@@ -9,16 +9,16 @@ fingerprint of the weights, so a folder is either whole or refused.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fewstep._files import fingerprint, output_dir, read_json, read_tensors, write_atomic, write_json, write_tensors
+from fewstep._part import Part
 from fewstep.denoisers import PREDICTIONS, ClassifierFree, Denoiser, NetworkDenoiser
 from fewstep.errors import CheckpointError, ConfigError, FewstepError, UnknownName, choose
 from fewstep.networks import NETWORKS
@@ -26,50 +26,7 @@ from fewstep.noise import SCHEDULES
 
 __all__ = ["Model", "ModelConfig", "Part", "bundled", "load_model", "save_model"]
 
-T = TypeVar("T")
 _BUNDLED = Path(__file__).parent / "weights"
-
-
-@dataclass(frozen=True)
-class Part:
-    """One thing out of a table, written down: its name there and the arguments of its constructor.
-
-    Args:
-        name: name in the table.
-        arguments: keyword arguments that JSON can hold.
-    """
-
-    name: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-
-    def build(self, table: Mapping[str, type[T]], kind: str) -> T:
-        """Construct the thing.
-
-        Args:
-            table: name -> class.
-            kind: what the table holds, for messages.
-
-        Returns:
-            An instance.
-
-        Raises:
-            UnknownName: if the table has no such name, or the constructor no such argument.
-            ConfigError: if the constructor cannot use a value.
-        """
-        made = choose(self.name, table, kind)
-        known = inspect.signature(made).parameters
-        for argument in self.arguments:
-            choose(argument, known, f"argument of {kind} {self.name!r}")
-        try:
-            return made(**self.arguments)
-        except FewstepError:
-            raise
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ConfigError(
-                f"The {kind} {self.name!r} cannot be built with {dict(self.arguments)} ({error})",
-                f"Its arguments are {inspect.signature(made)}",
-                "Correct the arguments",
-            ) from error
 
 
 @dataclass(frozen=True)
@@ -85,6 +42,9 @@ class ModelConfig:
         label: name in LABELS: what the network reads as its noise level.
         classes: names of the classes; empty for an unconditional model. The null class has the index len(classes).
         facts: data, seconds, steps... for the card.
+
+    Raises:
+        ConfigError: if a value has the wrong form.
     """
 
     name: str
@@ -95,6 +55,16 @@ class ModelConfig:
     label: str = "angle"
     classes: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require(isinstance(self.name, str), self, "name", "a word")
+        three = isinstance(self.shape, tuple) and len(self.shape) == 3
+        whole = three and all(type(length) is int and length > 0 for length in self.shape)
+        _require(whole, self, "shape", "three whole numbers above 0: channels, height, width")
+        _require(isinstance(self.label, str), self, "label", "a word")
+        named = isinstance(self.classes, tuple) and all(isinstance(name, str) for name in self.classes)
+        _require(named, self, "classes", "a list of names")
+        _require(isinstance(self.facts, Mapping), self, "facts", "a group of keys")
 
     @property
     def n_classes(self) -> int:
@@ -144,14 +114,23 @@ class ModelConfig:
         """
         try:
             parts = {key: Part(**content[key]) for key in ("network", "prediction", "schedule")}
-            channels, height, width = content["shape"]
-            return cls(**{**content, **parts, "shape": (channels, height, width), "classes": tuple(content["classes"])})
-        except (KeyError, TypeError, ValueError) as error:
+            lists = {key: _tuple(content[key]) for key in ("shape", "classes")}
+            return cls(**{**content, **parts, **lists})
+        except (KeyError, TypeError, ConfigError) as error:
             raise CheckpointError(
                 f"config.json does not describe a fewstep model ({type(error).__name__}: {error})",
                 f"Its keys are {', '.join(f.name for f in dataclasses.fields(cls))}",
                 "Check that the folder was written by this version of fewstep",
             ) from error
+
+
+def _require(holds: bool, config: ModelConfig, name: str, allowed: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name}={getattr(config, name)!r}", f"{name} is {allowed}", f"Change {name}")
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -219,6 +198,7 @@ def save_model(
 
     Raises:
         OutputError: if it cannot be written.
+        ConfigError: if `config` holds what JSON cannot.
     """
     path = output_dir(folder)
     weights = {name: _stored(tensor, half) for name, tensor in network.state_dict().items()}
@@ -265,10 +245,10 @@ def load_model(name_or_dir: str | Path, device: str | torch.device = "cpu") -> M
             "Both files of a model folder were written together",
             "Restore the folder from a copy, or save the model again",
         )
-    network = config.body()
+    denoiser, network = _built(config, folder)
     _fill(network, weights, folder)
     network.to(device).eval().requires_grad_(False)
-    return Model(config.denoiser(network), config, found)
+    return Model(denoiser, config, found)
 
 
 def _folder_of(name_or_dir: str | Path) -> Path:
@@ -286,6 +266,22 @@ def _folder_of(name_or_dir: str | Path) -> Path:
             error.allowed,
             f"{error.todo} Or give the path of a model folder",
         ) from None
+
+
+def _built(config: ModelConfig, folder: Path) -> tuple[NetworkDenoiser, nn.Module]:
+    """Build what a configuration describes, and check that its network is made for its images and classes."""
+    try:
+        network = config.body()
+        denoiser = config.denoiser(network)
+        for name, needed in (("channels", config.shape[0]), ("n_classes", config.n_classes)):
+            _require(getattr(network, name, needed) == needed, config, "network", f"made with {name}={needed}")
+    except FewstepError as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'} describes a model that cannot be built ({error})",
+            "Its parts are those of this version of fewstep, and fit together",
+            "Restore the folder from a copy, or save the model again",
+        ) from error
+    return denoiser, network
 
 
 def _fill(network: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:

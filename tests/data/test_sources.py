@@ -101,8 +101,73 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     picture(2).save(tmp_path / "cat" / "c.png")
     with pytest.raises(DataError, match=r"pictures \(a\.png\) beside class folders \(cat\)"):
         image_folder(tmp_path)
-    with pytest.raises(UnknownName, match="number of channels '2'"):
-        image_folder(tmp_path / "cat", channels=2)
+
+
+@pytest.mark.parametrize("size", [0, -3, True, 2.5])
+def test_forms_that_cannot_be(tmp_path: Path, size: int) -> None:
+    picture(0).save(tmp_path / "a.png")
+    table = write_parquet(tmp_path / "x.parquet", {"image": [encoded(picture(1))]})
+    for source in ("digits", f"folder:{tmp_path}", f"parquet:{table}", "hf:me/toy"):
+        with pytest.raises(ConfigError, match=r"size=.*whole number of pixels"):
+            load_data(source, size=size)
+    with pytest.raises(ConfigError, match=r"channels=2.*1 channel \(grey\) or 3"):
+        image_folder(tmp_path, channels=2)
+
+
+def test_digits_take_a_size() -> None:
+    data = load_data("digits", size=16)
+    assert data.shape == (1, 16, 16)
+    expected = Image.fromarray(digits().images[5, 0].numpy()).resize((16, 16), Image.Resampling.LANCZOS)
+    assert torch.equal(data.images[5], pixels(expected))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_sixteen_bits_become_eight(tmp_path: Path, suffix: str) -> None:
+    grey = np.array([[0, 257, 128 * 257], [255 * 257, 100, 400]], dtype=np.uint16)
+    Image.fromarray(grey).save(tmp_path / f"deep.{suffix}")
+    expected = torch.tensor([[0, 1, 128], [255, 0, 2]], dtype=torch.uint8)
+    for channels in (1, 3):
+        assert torch.equal(image_folder(tmp_path, channels=channels).images[0], expected.expand(channels, 2, 3))
+    table = write_parquet(tmp_path / "x.parquet", {"image": [(tmp_path / f"deep.{suffix}").read_bytes()]})
+    assert torch.equal(parquet(table).images[0], expected[None])
+
+
+@pytest.mark.parametrize(("dtype", "word"), [(np.int32, "32-bit"), (np.float32, "float")])
+def test_values_of_unknown_range_are_refused(tmp_path: Path, dtype: type, word: str) -> None:
+    Image.fromarray(np.full((2, 3), 1000, dtype=dtype)).save(tmp_path / "odd.tif")
+    with pytest.raises(DataError, match=rf"odd\.tif has {word} values.*8 or 16 bits"):
+        image_folder(tmp_path)
+
+
+def test_hidden_files_are_passed_over(tmp_path: Path) -> None:
+    for name in ("a.png", "._a.png"):
+        picture(0).save(tmp_path / name)
+    (tmp_path / ".thumbnails").mkdir()
+    picture(1).save(tmp_path / ".thumbnails" / "b.png")
+    data = image_folder(tmp_path)
+    assert (len(data), data.classes) == (1, ())
+
+
+def test_cameras_note_which_way_is_up(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    picture(0).save(tmp_path / "turned.png", exif=exif)
+    assert torch.equal(image_folder(tmp_path).images[0], pixels(picture(0)).rot90(-1, (1, 2)))
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        *(b"{", b"[1]", b'{"info": null}', b"[" * 100_000, b"\xff"),
+        b'{"info": {"features": {"label": {"names": "abc"}}}}',
+        b'{"info": {"features": {"label": {"names": [1, 2, 3]}}}}',
+    ],
+    ids=range(7),
+)
+def test_class_names_that_cannot_be_read_are_numbers(tmp_path: Path, notes: bytes) -> None:
+    table = pa.table({"image": [encoded(picture(0))], "label": [1]}).replace_schema_metadata({"huggingface": notes})
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert parquet(tmp_path / "x.parquet").classes == ("0", "1")
 
 
 def test_parquet_layouts(tmp_path: Path) -> None:
@@ -158,6 +223,9 @@ def test_parquet_files_that_cannot_be_used(tmp_path: Path) -> None:
     words = write_parquet(tmp_path / "words.parquet", {"image": [encoded(picture(0))], "label": ["cat"]})
     with pytest.raises(DataError, match="integer class indices"):
         parquet(words)
+    huge = write_parquet(tmp_path / "huge.parquet", {"image": [encoded(picture(0))], "label": [10**12]})
+    with pytest.raises(DataError, match="class indices below 1,000,000"):
+        parquet(huge)
 
 
 def test_hub_reads_what_datasets_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from fewstep.errors import ConfigError, DtypeError, ShapeError
-from fewstep.networks import NETWORKS, SpaceToDepthNet, UNet
+from fewstep.networks import NETWORKS, SmallClassifier, SpaceToDepthNet, UNet
 from fewstep.networks.embeddings import NoiseEmbedding
 from fewstep.networks.layers import ResBlock, SelfAttention
 
@@ -176,3 +176,22 @@ def test_noise_embedding_tells_close_labels_apart_in_any_precision() -> None:
     embedding.bfloat16()(labels.float())
     angles = labels[:, None] * torch.logspace(0, 2, 16, dtype=torch.float64)
     assert largest_difference(heard[0].double(), torch.cat([angles.cos(), angles.sin()], dim=1)) < 2**-8
+
+
+@pytest.mark.parametrize(
+    ("made", "arguments", "message"),
+    [
+        *((UNet, {name: 0}, f"{name}=0") for name in ("channels", "width", "blocks")),
+        *((SpaceToDepthNet, {name: 0}, f"{name}=0") for name in ("channels", "width", "blocks", "patch", "detail")),
+        *((SmallClassifier, {name: 0}, f"{name}=0") for name in ("channels", "n_classes", "width", "dim")),
+        *((UNet, {name: -1}, f"{name}=-1") for name in ("heads", "n_classes", "attention_levels")),
+        *((SpaceToDepthNet, {name: -1}, f"{name}=-1") for name in ("heads", "n_classes")),
+        *((made, {"embedding": n}, f"embedding={n}") for made in (UNet, SpaceToDepthNet) for n in (0, -2, 15, 16.0)),
+        (UNet, {"width": 8.0}, "width=8.0"),
+        (UNet, {"multipliers": (1, 0)}, r"multipliers\[1\]=0"),
+        (UNet, {"multipliers": (1, 1.5)}, r"multipliers\[1\]=1.5"),
+    ],
+)
+def test_numbers_that_cannot_be(made: type[torch.nn.Module], arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        made(**arguments)

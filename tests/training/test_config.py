@@ -15,7 +15,7 @@ from fewstep.training import RunConfig, TrainConfig, override
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_survive_json(name: str) -> None:
     config = PRESETS[name]
-    assert config.name == name
+    assert config.name == "", "the model is called after its data"
     assert RunConfig.from_json(json.loads(json.dumps(config.to_json()))).to_json() == config.to_json()
 
 
@@ -81,6 +81,16 @@ def test_a_new_part_forgets_the_old_arguments() -> None:
         ("train.betas=[0.9]", ConfigError, "betas is two numbers"),
         ("train.betas=[0.9, 1.0]", ConfigError, "betas is two numbers"),
         ("train.lr=NaN", ConfigError, "lr is above 0"),
+        ("train.lr=Infinity", ConfigError, "lr is above 0 and finite"),
+        ("train.weight_decay=Infinity", ConfigError, "weight_decay is at least 0 and finite"),
+        ("train.weight_decay=NaN", ConfigError, "weight_decay is at least 0 and finite"),
+        ("train.clip=Infinity", ConfigError, "clip is at least 0 and finite"),
+        ("train.clip=-1.0", ConfigError, "clip is at least 0 and finite"),
+        ("train.betas=[0.9, NaN]", ConfigError, "betas is two numbers"),
+        ("train.seed=-1", ConfigError, "seed is at least 0"),
+        (f"train.seed={2**63}", ConfigError, "seed is at least 0"),
+        ("size=-1", ConfigError, "size is a whole number, at least 0"),
+        ("diffusion.draw.mean=NaN", ConfigError, "."),
         ("train.precision=fp8", ConfigError, "'no' or 'bf16'"),
         ("diffusion.schedule.t_min=-1", ConfigError, "clean limit must be above 0"),
         ("diffusion.class_dropout=2", ConfigError, "class_dropout is between 0 and 1"),
@@ -100,3 +110,17 @@ def test_json_with_mistakes() -> None:
         RunConfig.from_json({"network": {"nam": "unet"}})
     with pytest.raises(ConfigError, match="train=5"):
         RunConfig.from_json({"train": 5})
+    for part in (
+        {"name": 5, "arguments": {}},
+        {"name": "unet", "arguments": None},
+        {"name": ["unet"], "arguments": {}},
+    ):
+        with pytest.raises(ConfigError, match="A part with the name"):
+            RunConfig.from_json({"network": part})
+    for value in (float("nan"), float("inf"), object()):
+        with pytest.raises(ConfigError, match="A configuration that JSON cannot hold"):
+            RunConfig(network=Part("unet", {"width": value}))
+
+
+def test_seeds_reach_to_the_largest() -> None:
+    assert TrainConfig(seed=2**63 - 1).seed == 2**63 - 1

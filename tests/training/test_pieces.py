@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -83,8 +84,26 @@ def test_optimiser_state_goes_through_a_file(tmp_path: Path) -> None:
         step(module, optimizer)
         step(other, fresh)
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
-    with pytest.raises(KeyError):
-        load_flat_state(other, fresh, {"unknown:exp_avg": torch.ones(1)})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda flat: flat.pop("0.weight:exp_avg"),
+        lambda flat: flat.pop("2.bias:step"),
+        lambda flat: flat.update({"unknown:exp_avg": torch.ones(1)}),
+        lambda flat: flat.update({"0.weight:momentum": torch.ones(4, 3)}),
+        lambda flat: flat.update({"0.weight:exp_avg": torch.ones(3, 4)}),
+        lambda flat: flat.update({"0.weight:exp_avg_sq": torch.ones(1)}),
+    ],
+)
+def test_foreign_optimiser_states(damage: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    module, optimizer = trained(1)
+    flat = flat_state(module, optimizer)
+    load_flat_state(module, optimizer, flat)
+    damage(flat)
+    with pytest.raises((KeyError, ValueError)):
+        load_flat_state(module, optimizer, flat)
 
 
 def state(number: int) -> Checkpoint:
@@ -154,14 +173,38 @@ def test_keyboard_interrupt_while_writing(tmp_path: Path, monkeypatch: pytest.Mo
 def test_foreign_checkpoints(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path, state(1), keep=1)
     good = _files.read_json(path / "state.json")
-    for content in ({"layout": 99, **{k: v for k, v in good.items() if k != "layout"}}, {"layout": 1, "epoch": 3}):
+    wrong = [
+        {"layout": 1, "epoch": 3},
+        *({**good, "layout": layout} for layout in (1, 99, None)),
+        *({**good, "step": step} for step in ("many", -1, 1.0, True, None)),
+        *({**good, "seconds": seconds} for seconds in ("many", -1, None)),
+        *({**good, key: value} for key in ("config", "fingerprints") for value in (None, 3, [])),
+    ]
+    for content in wrong:
         _files.write_json(path / "state.json", content)
-        with pytest.raises(CheckpointError, match="A checkpoint of this version has layout 1"):
+        with pytest.raises(CheckpointError, match="A checkpoint of this version has layout 2"):
             read_checkpoint(path)
-    _files.write_json(path / "state.json", {**good, "step": "many"})
-    with pytest.raises(CheckpointError, match="A checkpoint of this version has"):
+    _files.write_json(path / "state.json", {**good, "step": 2})
+    with pytest.raises(CheckpointError, match=r"is named after step 1, its state\.json says 2"):
         read_checkpoint(path)
     _files.write_json(path / "state.json", good)
     (path / "ema.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"ema\.safetensors cannot be read"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["model", "ema", "optimizer"])
+def test_files_of_another_checkpoint(tmp_path: Path, name: str) -> None:
+    path = write_checkpoint(tmp_path, state(1), keep=1)
+    for content in ({}, {"generator/a": torch.zeros(3)}):
+        _files.write_tensors(path / f"{name}.safetensors", content)
+        with pytest.raises(CheckpointError, match=rf"has a {name}\.safetensors that is not the one"):
+            read_checkpoint(path)
+
+
+def test_leftovers_of_killed_runs_are_swept(tmp_path: Path) -> None:
+    for name in (".checkpoint-00000007.123.tmp", ".checkpoint-00000003.4.old", ".mine.123.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_text("half of a file")
+    write_checkpoint(tmp_path, state(9), keep=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.123.tmp", "checkpoint-00000009"]

@@ -29,6 +29,7 @@ from fewstep.training import (
     read_checkpoint,
     train_model,
     train_steps,
+    write_checkpoint,
 )
 
 RUN = RunConfig(
@@ -155,12 +156,26 @@ def _foreign_json(path: Path) -> None:
     _files.write_json(path / "state.json", {"global_step": 3})
 
 
+def _rewrite(path: Path, **changes: Mapping[str, Tensor]) -> None:
+    """Write the checkpoint again, whole but with other tensors."""
+    write_checkpoint(path.parent, dataclasses.replace(read_checkpoint(path), **changes), keep=1)
+
+
+def _no_optimiser(path: Path) -> None:
+    _files.write_tensors(path / "optimizer.safetensors", {})
+
+
 def _foreign_optimiser(path: Path) -> None:
-    _files.write_tensors(path / "optimizer.safetensors", {"generator/unknown:exp_avg": torch.ones(2)})
+    _rewrite(path, optimizer={"generator/unknown:exp_avg": torch.ones(2)})
+
+
+def _partial_optimiser(path: Path) -> None:
+    whole = read_checkpoint(path).optimizer
+    _rewrite(path, optimizer={name: tensor for name, tensor in whole.items() if not name.endswith(":exp_avg")})
 
 
 def _foreign_weights(path: Path) -> None:
-    _files.write_tensors(path / "model.safetensors", {"critic/weight": torch.ones(2)})
+    _rewrite(path, model={"critic/weight": torch.ones(2)})
 
 
 @pytest.mark.parametrize(
@@ -168,6 +183,8 @@ def _foreign_weights(path: Path) -> None:
     [
         (_corrupt, "damaged"),
         (_foreign_json, "A checkpoint of this version"),
+        (_no_optimiser, "has a optimizer.safetensors that is not the one"),
+        (_partial_optimiser, "has only"),
         (_foreign_optimiser, "does not fit the players generator"),
         (_foreign_weights, "does not fit the players generator"),
     ],

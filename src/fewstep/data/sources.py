@@ -7,9 +7,8 @@ of encoded bytes and, when there are classes, an integer column `label` whose na
 from __future__ import annotations
 
 import glob
-import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +17,41 @@ from torch import Tensor
 
 from fewstep._files import require
 from fewstep.data.images import ImageData
+from fewstep.data.pictures import check_form, decode, is_grey, resized, stack
 from fewstep.errors import ConfigError, DataError, choose
 
 __all__ = ["SOURCES", "digits", "hub", "image_folder", "load_data", "parquet"]
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+_MOST_CLASSES = 1_000_000  # a larger label is a mistake, and a name for each class would fill the memory
 _SPLITS = ("train", "test", "validation")
-_MODES = {1: "L", 3: "RGB"}
 
 
-def digits() -> ImageData:
+def digits(size: int | None = None) -> ImageData:
     """Load the 1,797 handwritten 8x8 digits that ship inside scikit-learn.
+
+    Args:
+        size: resize them to size x size pixels; None leaves them 8x8.
 
     Returns:
         Grey images with ten classes; their 17 grey values are spread over 0..255.
+
+    Raises:
+        ConfigError: if `size` cannot be.
     """
+    check_form(size)
     bunch = require("sklearn.datasets", "train").load_digits()
     grey = torch.from_numpy(bunch.images) * (255 / 16)
     labels = torch.from_numpy(bunch.target).to(torch.int64)
-    return ImageData(grey.round().to(torch.uint8)[:, None], labels, tuple("0123456789"), "digits")
+    images = grey.round().to(torch.uint8)[:, None]
+    return ImageData(images if size is None else resized(images, size), labels, tuple("0123456789"), "digits")
 
 
 def image_folder(path: str | Path, size: int | None = None, channels: int = 3) -> ImageData:
     """Load the pictures of a folder; its subfolders, when it has any, are the classes.
+
+    Hidden files and folders are passed over, cameras' notes on which way is up are followed, and pictures of 16 bits
+    are rescaled to 8.
 
     Args:
         path: the folder; pictures lie in it, or in one subfolder per class, at any depth.
@@ -56,8 +67,9 @@ def image_folder(path: str | Path, size: int | None = None, channels: int = 3) -
             cannot be read, or pictures of unlike sizes.
         ConfigError: if `size` or `channels` cannot be.
     """
+    check_form(size, channels)
     folder = Path(path)
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
+    files = sorted(file for file in folder.rglob("*") if _is_picture(file, folder))
     if not files:
         raise DataError(
             f"{folder} {'holds no picture' if folder.is_dir() else 'is no folder'}",
@@ -72,9 +84,14 @@ def image_folder(path: str | Path, size: int | None = None, channels: int = 3) -
             "Either all pictures lie in class folders, or none does",
             "Move the pictures into class folders, or give the path of one class",
         )
-    images = _stack((_decode(str(file), file, size, channels) for file in files), map(str, files))
+    images = stack((decode(str(file), file, size, channels) for file in files), map(str, files))
     labels = torch.tensor([classes.index(parts[0]) for parts in parents]) if classes else None
     return ImageData(images, labels, classes, folder.resolve().name)
+
+
+def _is_picture(file: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return not hidden and file.suffix.lower() in _SUFFIXES and file.is_file()
 
 
 def parquet(path: str | Path, split: str = "train", size: int | None = None) -> ImageData:
@@ -90,7 +107,9 @@ def parquet(path: str | Path, split: str = "train", size: int | None = None) -> 
 
     Raises:
         DataError: if there is no such file, no image column, or an image that cannot be read.
+        ConfigError: if `size` cannot be.
     """
+    check_form(size)
     files = _parquet_files(Path(path), split)
     read_table = require("pyarrow.parquet", "train").read_table
     try:
@@ -119,7 +138,9 @@ def hub(name: str, split: str = "train", size: int | None = None) -> ImageData:
 
     Raises:
         DataError: if it cannot be had or has no image column.
+        ConfigError: if `size` cannot be.
     """
+    check_form(size)
     load_dataset = require("datasets", "train").load_dataset
     try:
         table = load_dataset(name, split=split).with_format("arrow")[:]
@@ -153,7 +174,7 @@ def load_data(source: str, split: str = "train", size: int | None = None) -> Ima
 
     Raises:
         UnknownName: if there is no such kind of source.
-        ConfigError: if the part after the colon is missing, or not wanted.
+        ConfigError: if the part after the colon is missing, or not wanted, or `size` cannot be.
         DataError: if the images cannot be loaded.
     """
     kind, _, place = source.partition(":")
@@ -165,7 +186,7 @@ def load_data(source: str, split: str = "train", size: int | None = None) -> Ima
             "Write the place of the images after a colon; digits has none",
         )
     if kind == "digits":
-        return digits()
+        return digits(size)
     return image_folder(place, size) if kind == "folder" else SOURCES[kind](place, split, size)
 
 
@@ -195,9 +216,9 @@ def _from_table(table: Any, name: str, size: int | None) -> ImageData:
     cells = table.column(image_column).to_pylist()
     if not cells:
         raise DataError(f"The data set {name!r} has no rows", "At least one image", "Check the path and the split")
-    channels = 1 if _mode_of(cells[0]) in ("1", "L", "I;16") else 3
+    channels = 1 if is_grey(cells[0]) else 3
     names = [f"row {i} of {name}" for i in range(len(cells))]
-    images = _stack((_decode(*pair, size, channels) for pair in zip(names, cells, strict=True)), names)
+    images = stack((decode(*pair, size, channels) for pair in zip(names, cells, strict=True)), names)
     if "label" not in table.column_names:
         return ImageData(images, None, (), name)
     labels = _labels(table.column("label").to_pylist(), name)
@@ -205,68 +226,21 @@ def _from_table(table: Any, name: str, size: int | None) -> ImageData:
 
 
 def _labels(cells: list[Any], name: str) -> Tensor:
-    if not all(isinstance(cell, int) for cell in cells):
+    if not all(isinstance(cell, int) and cell < _MOST_CLASSES for cell in cells):
         raise DataError(
-            f"The data set {name!r} has labels that are no whole numbers",
-            "The column label holds integer class indices for all rows",
+            f"The data set {name!r} has labels that are no class indices",
+            f"The column label holds integer class indices below {_MOST_CLASSES:,} for all rows",
             "Encode the labels as 0, 1, 2..., or remove the column",
         )
     return torch.tensor(cells)
 
 
-def _bytes_of(cell: Any) -> bytes:
-    """Read an encoded image: a file, bytes, or HF's pair of bytes and path of which one may be missing."""
-    if isinstance(cell, dict):
-        cell = cell.get("bytes") or Path(cell["path"])
-    return cell.read_bytes() if isinstance(cell, Path) else bytes(cell)
-
-
-def _mode_of(cell: Any) -> str:
-    image = require("PIL.Image", "train")
-    try:
-        mode: str = image.open(io.BytesIO(_bytes_of(cell))).mode
-    except Exception:  # the row is decoded again with a proper message
-        return "RGB"
-    return mode
-
-
 def _class_names(metadata: dict[bytes, bytes] | None, at_least: int) -> tuple[str, ...]:
-    """Read the names of the classes from HF's metadata; numbers where it has none."""
-    info = json.loads((metadata or {}).get(b"huggingface", b"{}"))
-    names: Sequence[str] = info.get("info", {}).get("features", {}).get("label", {}).get("names") or ()
-    return tuple(names) if len(names) >= at_least else tuple(str(i) for i in range(at_least))
-
-
-def _decode(name: str, cell: Any, size: int | None, channels: int) -> Tensor:
-    """Decode one picture to uint8 (c, h, w), cropped and resized if asked."""
-    image = require("PIL.Image", "train")
-    mode = choose(str(channels), {str(n): mode for n, mode in _MODES.items()}, "number of channels")
+    """Read the names of the classes from HF's metadata; numbers where it has none, or nothing that can be read."""
     try:
-        picture = image.open(io.BytesIO(_bytes_of(cell))).convert(mode)
-    except Exception as error:  # PIL raises OSError, ValueError, SyntaxError... by kind of damage
-        raise DataError(
-            f"{name} cannot be read as a picture ({error})",
-            "Every file is a whole picture in a common format",
-            "Remove or replace that file",
-        ) from error
-    if size is not None:
-        side = min(picture.size)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        picture = picture.crop((left, top, left + side, top + side)).resize((size, size), image.Resampling.LANCZOS)
-    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return pixels.reshape(picture.height, picture.width, channels).permute(2, 0, 1)
-
-
-def _stack(images: Iterable[Tensor], names: Iterable[str]) -> Tensor:
-    """Stack pictures of one size, or say which one differs."""
-    stacked: list[Tensor] = []
-    for picture, name in zip(images, names, strict=True):
-        if stacked and picture.shape != stacked[0].shape:
-            raise DataError(
-                f"{name} has {picture.shape[2]}x{picture.shape[1]} pixels, "
-                f"the first one {stacked[0].shape[2]}x{stacked[0].shape[1]}",
-                "All pictures of a data set have one size",
-                "Pass size= to crop and resize them",
-            )
-        stacked.append(picture)
-    return torch.stack(stacked)
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        names = features["label"]["names"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        names = None
+    usable = isinstance(names, list) and len(names) >= at_least and all(isinstance(name, str) for name in names)
+    return tuple(names) if usable else tuple(str(i) for i in range(at_least))

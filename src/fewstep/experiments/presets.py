@@ -1,7 +1,7 @@
 """Runs worth repeating: one table, name -> configuration, with what was measured behind each.
 
 ``fewstep train --preset mnist --out DIR data=parquet:PATH`` takes a line and changes what is yours: any key may be
-overridden.
+overridden. Presets give no name: the model is called after its data.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ __all__ = ["PRESETS"]
 # 8x8 grey digits from scikit-learn, trained from nothing while one waits: 0.27M parameters, and 900 steps of 128 are
 # 64 epochs of 1,797 images in about 65 CPU seconds.
 _DIGITS = RunConfig(
-    name="digits",
     data="digits",
     network=Part("unet", {"width": 20, "multipliers": [1, 2], "blocks": 1, "heads": 4, "embedding": 64}),
     diffusion=DiffusionConfig(prediction=Part("x0"), weight=Part("flow_error")),
@@ -23,7 +22,6 @@ _DIGITS = RunConfig(
 
 # 28x28 grey digits on two cores: 49 positions of 16 pixels. 9,000 steps of 128 are 19 epochs of 60,000 images.
 _MNIST = RunConfig(
-    name="mnist",
     data="hf:ylecun/mnist",
     network=Part("space_to_depth", {"patch": 4, "width": 128, "blocks": 4, "heads": 4, "detail": 8}),
     diffusion=DiffusionConfig(prediction=Part("x0"), weight=Part("flow_error")),
@@ -33,7 +31,6 @@ _MNIST = RunConfig(
 # 32x32 colour on one large GPU in about 25 minutes: 19.5M parameters (39 MB in float16) at 8.5 GFLOP per image, three
 # times that with the backward pass; 11,000 steps of 512 are 112 epochs of 50,000 images.
 _CIFAR10 = RunConfig(
-    name="cifar10",
     data="hf:uoft-cs/cifar10",
     network=Part("unet", {"width": 96, "multipliers": [1, 2, 2], "blocks": 3, "attention_levels": 1, "embedding": 256}),
     diffusion=DiffusionConfig(prediction=Part("flow")),

@@ -14,7 +14,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fewstep.networks.layers import check_images
+from fewstep.networks.layers import check_counts, check_images
 
 __all__ = ["SmallClassifier"]
 
@@ -34,10 +34,14 @@ class SmallClassifier(nn.Module):
         n_classes: number of classes.
         width: channels of the first convolution; the others have twice as many.
         dim: length of the feature vector.
+
+    Raises:
+        ConfigError: if a number cannot be.
     """
 
     def __init__(self, channels: int = 1, n_classes: int = 10, width: int = 32, dim: int = 64) -> None:
         super().__init__()
+        check_counts({"channels": channels, "n_classes": n_classes, "width": width, "dim": dim})
         self.channels, self.n_classes, self.width, self.dim = channels, n_classes, width, dim
         self.body = nn.Sequential(
             _stage(channels, width, 1),

@@ -25,10 +25,17 @@ class NoiseEmbedding(nn.Module):
 
     Args:
         width: length of the vector, even.
+
+    Raises:
+        ConfigError: if the width is not even, or below 2.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        if type(width) is not int or width < 2 or width % 2:
+            raise ConfigError(
+                f"embedding={width!r}", "The length of the conditioning vector is even, at least 2", "Use embedding=128"
+            )
         self.width = width
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 

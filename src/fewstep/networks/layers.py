@@ -7,6 +7,7 @@ from a calm point. Scale and shift from the conditioning vector come after the s
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TypeVar
 
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch.nn import functional
 
 from fewstep.errors import ConfigError, ShapeError
 
-__all__ = ["ResBlock", "SelfAttention", "check_images", "group_norm", "zeroed"]
+__all__ = ["ResBlock", "SelfAttention", "check_counts", "check_images", "group_norm", "zeroed"]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -29,6 +30,21 @@ def zeroed(layer: ModuleT) -> ModuleT:
 def group_norm(channels: int) -> nn.GroupNorm:
     """Normalise over groups of about eight channels, at most 32 groups."""
     return nn.GroupNorm(math.gcd(channels, min(32, max(1, channels // 8))), channels)
+
+
+def check_counts(counts: Mapping[str, int], least: int = 1) -> None:
+    """Refuse numbers of channels, blocks... that cannot be.
+
+    Args:
+        counts: name of the argument -> its value.
+        least: the smallest value allowed.
+
+    Raises:
+        ConfigError: if one is no whole number, or below `least`.
+    """
+    for name, count in counts.items():
+        if type(count) is not int or count < least:
+            raise ConfigError(f"{name}={count!r}", f"{name} is a whole number, at least {least}", f"Change {name}")
 
 
 def check_images(x: Tensor, channels: int, multiple: int) -> None:

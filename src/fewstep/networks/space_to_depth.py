@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.networks.embeddings import Conditioning
-from fewstep.networks.layers import ResBlock, SelfAttention, check_images, group_norm, zeroed
+from fewstep.networks.layers import ResBlock, SelfAttention, check_counts, check_images, group_norm, zeroed
 
 __all__ = ["SpaceToDepthNet"]
 
@@ -32,6 +32,9 @@ class SpaceToDepthNet(nn.Module):
         detail: channels of the two convolutions at full resolution.
         embedding: length of the conditioning vector.
         n_classes: number of classes; 0 is unconditional, and the index `n_classes` is the null class.
+
+    Raises:
+        ConfigError: if a number cannot be.
     """
 
     def __init__(
@@ -46,6 +49,8 @@ class SpaceToDepthNet(nn.Module):
         n_classes: int = 0,
     ) -> None:
         super().__init__()
+        check_counts({"channels": channels, "patch": patch, "width": width, "blocks": blocks, "detail": detail})
+        check_counts({"heads": heads, "n_classes": n_classes}, least=0)
         self.channels, self.patch, self.n_classes = channels, patch, n_classes
         self.conditioning = Conditioning(embedding, n_classes)
         self.detail_in = nn.Conv2d(channels, detail, 3, padding=1)

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from fewstep.errors import ConfigError
 from fewstep.networks.embeddings import Conditioning
-from fewstep.networks.layers import ResBlock, SelfAttention, check_images, group_norm, zeroed
+from fewstep.networks.layers import ResBlock, SelfAttention, check_counts, check_images, group_norm, zeroed
 
 __all__ = ["UNet"]
 
@@ -74,7 +74,7 @@ class UNet(nn.Module):
         n_classes: number of classes; 0 is unconditional, and the index `n_classes` is the null class.
 
     Raises:
-        ConfigError: if there is no level or no block, or more attention levels than levels.
+        ConfigError: if there is no level or no block, more attention levels than levels, or a number that cannot be.
     """
 
     def __init__(
@@ -89,11 +89,14 @@ class UNet(nn.Module):
         n_classes: int = 0,
     ) -> None:
         super().__init__()
-        if not multipliers or blocks < 1 or not 0 <= attention_levels <= len(multipliers):
+        check_counts({"channels": channels, "width": width, "blocks": blocks})
+        check_counts({f"multipliers[{i}]": multiplier for i, multiplier in enumerate(multipliers)})
+        check_counts({"heads": heads, "n_classes": n_classes, "attention_levels": attention_levels}, least=0)
+        if not multipliers or attention_levels > len(multipliers):
             raise ConfigError(
-                f"A U-Net of {len(multipliers)} levels, {blocks} blocks each, {attention_levels} levels with attention",
-                "At least one level and one block, and attention on at most all levels",
-                "Use multipliers=(1, 2, 2), blocks=2, attention_levels=0",
+                f"A U-Net of {len(multipliers)} levels, {attention_levels} levels with attention",
+                "At least one level, and attention on at most all levels",
+                "Use multipliers=(1, 2, 2), attention_levels=0",
             )
         self.channels, self.n_classes = channels, n_classes
         self.multiple = 2 ** (len(multipliers) - 1)

@@ -4,7 +4,8 @@
 model.safetensors      every player's parameters and buffers, as "<player>/<name>"
 ema.safetensors        the moving average of the generator
 optimizer.safetensors  every optimiser's state, as "<player>/<parameter>:<what>"
-state.json             steps done, seconds spent, the configuration, the version of this layout
+state.json             steps done, seconds spent, the configuration, the version of this layout, and the
+                       fingerprints of the other three files: a checkpoint is whole or refused
 ====================== ==================================================================
 
 A folder is built beside its final name and renamed, so an interruption leaves the earlier checkpoint as it was.
@@ -12,21 +13,32 @@ A folder is built beside its final name and renamed, so an interruption leaves t
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
-from fewstep._files import output_dir, read_json, read_tensors, write_folder_atomic, write_json, write_tensors
+from fewstep._files import (
+    fingerprint,
+    output_dir,
+    read_json,
+    read_tensors,
+    sweep,
+    write_folder_atomic,
+    write_json,
+    write_tensors,
+)
 from fewstep.errors import CheckpointError
 
 __all__ = ["Checkpoint", "checkpoints", "join", "latest", "read_checkpoint", "split", "write_checkpoint"]
 
-_LAYOUT = 1
+_LAYOUT = 2
 _PREFIX = "checkpoint-"
+_TENSORS = ("model", "ema", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,7 @@ def latest(folder: str | Path) -> Path | None:
 
 
 def write_checkpoint(folder: str | Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write a checkpoint, then delete all but the newest ones.
+    """Write a checkpoint, then delete all but the newest ones and what killed runs left half written.
 
     Args:
         folder: of the run; created if missing.
@@ -89,10 +101,12 @@ def write_checkpoint(folder: str | Path, checkpoint: Checkpoint, keep: int) -> P
     """
     path = output_dir(folder) / f"{_PREFIX}{checkpoint.step:08d}"
     with write_folder_atomic(path) as temporary:
-        for name in ("model", "ema", "optimizer"):
+        for name in _TENSORS:
             write_tensors(temporary / f"{name}.safetensors", getattr(checkpoint, name))
         state = {name: getattr(checkpoint, name) for name in ("step", "seconds", "config")}
-        write_json(temporary / "state.json", {"layout": _LAYOUT, **state})
+        prints = {name: fingerprint(getattr(checkpoint, name)) for name in _TENSORS}
+        write_json(temporary / "state.json", {"layout": _LAYOUT, **state, "fingerprints": prints})
+    sweep(path.parent, f"{_PREFIX}*")
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return path
@@ -112,12 +126,35 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     state = read_json(path / "state.json")
-    kinds = {"layout": int, "step": int, "seconds": int | float, "config": dict}
-    if state.get("layout") != _LAYOUT or not all(isinstance(state.get(key), kind) for key, kind in kinds.items()):
+    if not _is_state(state):
         raise CheckpointError(
-            f"{path / 'state.json'} has the keys {', '.join(state)} and layout {state.get('layout')!r}",
+            f"{path / 'state.json'} has the keys {', '.join(state)}, layout {state.get('layout')!r} "
+            f"and step {state.get('step')!r}",
             f"A checkpoint of this version has layout {_LAYOUT}, and the numbers and options of its run",
             "Resume with the version of fewstep that wrote it, or start again in another folder",
         )
-    model, ema, optimizer = (read_tensors(path / f"{name}.safetensors") for name in ("model", "ema", "optimizer"))
-    return Checkpoint(state["step"], state["seconds"], state["config"], model, ema, optimizer)
+    number = path.name.removeprefix(_PREFIX)
+    if number.isdigit() and int(number) != state["step"]:
+        _refuse(path, f"is named after step {int(number)}, its state.json says {state['step']}")
+    tensors = {name: read_tensors(path / f"{name}.safetensors") for name in _TENSORS}
+    for name, content in tensors.items():
+        if fingerprint(content) != state["fingerprints"].get(name):
+            _refuse(path, f"has a {name}.safetensors that is not the one its state.json was written with")
+    return Checkpoint(state["step"], state["seconds"], state["config"], **tensors)
+
+
+def _is_state(state: Mapping[str, Any]) -> bool:
+    """Whether these are the keys of a state.json, with values that can be."""
+    step, seconds = state.get("step"), state.get("seconds")
+    if type(step) is not int or not isinstance(seconds, int | float):
+        return False
+    groups = all(isinstance(state.get(name), dict) for name in ("config", "fingerprints"))
+    return state.get("layout") == _LAYOUT and step >= 0 and 0 <= seconds < math.inf and groups
+
+
+def _refuse(path: Path, reason: str) -> NoReturn:
+    raise CheckpointError(
+        f"{path} {reason}",
+        "The files of a checkpoint were written together and stay together",
+        "Delete that checkpoint, and the run goes on from the one before it",
+    )

@@ -1,4 +1,4 @@
-"""A run, written down: frozen dataclasses that fit one screen, travel as JSON and refuse typing errors.
+"""A run, written down: frozen dataclasses that travel as JSON and refuse typing errors.
 
 ``override(config, ["train.lr=1e-3", "network=unet", "network.width=48"])`` is what the command line does. A part such
 as the network is set by its name, which forgets the arguments of the old one, and its arguments by their names.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_type_hints
@@ -23,6 +24,7 @@ from fewstep.noise import DRAWS, SCHEDULES
 __all__ = ["DiffusionConfig", "RunConfig", "TrainConfig", "override"]
 
 ConfigT = TypeVar("ConfigT")
+_OWN = ("lr", "betas", "weight_decay", "clip")  # keys of TrainConfig that each player may have its own value of
 _KINDS: dict[type, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -81,16 +83,18 @@ class TrainConfig:
         decay: fraction of the run, at its end, over which it falls to 0 along a half cosine; 0 keeps it constant.
         betas: decay rates of AdamW's two moments.
         weight_decay: of AdamW.
-        clip: largest norm of a player's gradient.
+        clip: largest norm of a player's gradient; 0 does not clip.
         ema: decay of the moving average of the generator's weights.
         precision: "no" (float32) or "bf16" (autocast).
         flip: whether every image is mirrored half of the time.
-        seed: of weights, data order and noise.
+        seed: of weights, data order and noise; at least 0 and below 2^63.
         checkpoint_every: steps between checkpoints; the last step always has one.
         keep: how many checkpoints stay.
+        players: player -> its own values of lr, betas, weight_decay or clip, where they differ from those above.
 
     Raises:
         ConfigError: if a value is outside its range.
+        UnknownName: if a player is given another key.
     """
 
     steps: int = 1000
@@ -107,16 +111,33 @@ class TrainConfig:
     seed: int = 0
     checkpoint_every: int = 500
     keep: int = 2
+    players: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "lr", "clip", "checkpoint_every", "keep"):
-            _require(getattr(self, name) > 0, self, name, "above 0")
-        for name in ("warmup", "weight_decay"):
-            _require(getattr(self, name) >= 0, self, name, "at least 0")
+        for name in ("steps", "batch", "lr", "checkpoint_every", "keep"):
+            _require(0 < getattr(self, name) < math.inf, self, name, "above 0 and finite")
+        for name in ("warmup", "weight_decay", "clip"):
+            _require(0 <= getattr(self, name) < math.inf, self, name, "at least 0 and finite")
+        _require(0 <= self.seed < 2**63, self, "seed", "at least 0 and below 2^63")
         _require(0 <= self.decay <= 1, self, "decay", "between 0 and 1")
         _require(0 <= self.ema < 1, self, "ema", "at least 0 and below 1")
         _require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), self, "betas", "two numbers in [0, 1)")
         _require(self.precision in ("no", "bf16"), self, "precision", "'no' or 'bf16'")
+        object.__setattr__(self, "players", {name: self._own(name, own) for name, own in self.players.items()})
+        for name in self.players:
+            self.of_player(name)
+
+    def of_player(self, name: str) -> TrainConfig:
+        """Return what holds for one player: its own values before those of all."""
+        return dataclasses.replace(self, players={}, **self.players.get(name, {}))
+
+    def _own(self, player: str, own: Any) -> dict[str, Any]:
+        key, table = f"train.players.{player}", {name: getattr(self, name) for name in _OWN}
+        if not isinstance(own, Mapping):
+            raise ConfigError(f"{key}={own!r}", f"{key} is a group of {', '.join(_OWN)}", f"Write {key}.lr=1e-4")
+        return {
+            name: _typed(value, choose(name, table, "key of a player"), f"{key}.{name}") for name, value in own.items()
+        }
 
 
 def _require(holds: bool, config: Any, name: str, allowed: str) -> None:
@@ -129,24 +150,38 @@ class RunConfig:
     """A whole training run.
 
     Args:
-        name: what the model will be called.
+        name: what the model will be called; empty names it after the data.
         data: a source for :func:`fewstep.data.load_data`.
         network: name in NETWORKS and arguments; channels and classes come from the data.
         diffusion: what it learns.
         train: how.
         size: crop and resize images to size x size pixels; 0 takes them as they are.
+
+    Raises:
+        ConfigError: if the size is below 0, or a part has an argument that JSON cannot hold.
     """
 
-    name: str = "unnamed"
+    name: str = ""
     data: str = "digits"
     size: int = 0
     network: Part = Part("unet")
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    def __post_init__(self) -> None:
+        _require(type(self.size) is int and self.size >= 0, self, "size", "a whole number, at least 0")
+        self.to_json()
+
     def to_json(self) -> dict[str, Any]:
-        """Turn the configuration into what JSON can hold."""
-        content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        """Turn the configuration into nested keys of plain values; ConfigError if JSON cannot hold one, such as NaN."""
+        try:
+            content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"A configuration that JSON cannot hold ({error})",
+                "Options are words, finite numbers, true or false, and lists of them",
+                "Look for NaN, infinity or an object among the arguments of the parts",
+            ) from error
         return content
 
     @classmethod
@@ -201,6 +236,8 @@ def _assign(config: ConfigT, path: list[str], text: str, key: str) -> ConfigT:
         if len(path) == 1:
             raise ConfigError(f"{key}={text}", f"{key} is a group of keys", f"Write {key}.<key>=value")
         new = _assign(old, path[1:], text, key)
+    elif isinstance(old, Mapping) and len(path) == 3:
+        new = {**old, path[1]: {**old.get(path[1], {}), path[2]: _parsed(text)}}
     elif len(path) > 1:
         raise ConfigError(f"{key}={text}", f"{path[0]} is a single value", f"Write {path[0]}=value")
     else:

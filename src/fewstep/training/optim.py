@@ -18,6 +18,8 @@ from fewstep.training.config import TrainConfig
 
 __all__ = ["adamw", "flat_state", "learning_rate", "load_flat_state"]
 
+_STATE = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW keeps of each parameter it has stepped
+
 
 def adamw(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """Make the optimiser of one player."""
@@ -44,10 +46,16 @@ def flat_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
 
 
 def load_flat_state(module: nn.Module, optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor]) -> None:
-    """Put back what :func:`flat_state` wrote; KeyError if a name belongs to no parameter."""
+    """Put back what :func:`flat_state` wrote; KeyError or ValueError if it is not the state of these parameters."""
     places = {name: i for i, name in enumerate(_names(module))}
+    shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in flat.items():
         name, _, what = key.rpartition(":")
+        if tensor.shape != (() if what == "step" else shapes[name]):
+            raise ValueError(f"the optimiser's {key} has the shape {tuple(tensor.shape)}")
         state.setdefault(places[name], {})[what] = tensor
+    for i, values in state.items():
+        if set(values) != _STATE:
+            raise KeyError(f"the optimiser's state of {_names(module)[i]} has only {', '.join(values)}")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

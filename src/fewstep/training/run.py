@@ -10,6 +10,7 @@ import torch
 
 from fewstep._files import output_dir
 from fewstep.data import ImageData, load_data
+from fewstep.errors import ConfigError
 from fewstep.losses import WEIGHTS
 from fewstep.models import Model, ModelConfig, Part, load_model, save_model
 from fewstep.noise import DRAWS
@@ -21,13 +22,31 @@ __all__ = ["build", "model_config", "train_model", "train_steps"]
 
 
 def model_config(config: RunConfig, data: ImageData) -> ModelConfig:
-    """Describe the model that a run makes: the run's own parts, and what follows from the data."""
+    """Describe the model that a run makes: the run's own parts, and what follows from the data.
+
+    Args:
+        config: the run.
+        data: its images.
+
+    Returns:
+        The description; the network's channels and classes are those of the data.
+
+    Raises:
+        ConfigError: if the network is given other channels or classes than the data has.
+    """
     classes = data.classes if config.diffusion.conditional and data.labels is not None else ()
     recipe = config.to_json()
-    arguments = {**config.network.arguments, "channels": data.shape[0], "n_classes": len(classes)}
+    follows = {"channels": data.shape[0], "n_classes": len(classes)}
+    for name, value in follows.items():
+        if config.network.arguments.get(name, value) != value:
+            raise ConfigError(
+                f"network.{name}={config.network.arguments[name]!r} for the data set {data.name!r}",
+                f"This follows from the data and diffusion.conditional: {name}={value}",
+                f"Leave network.{name} out",
+            )
     return ModelConfig(
-        name=config.name,
-        network=Part(config.network.name, arguments),
+        name=config.name or data.name,
+        network=Part(config.network.name, {**config.network.arguments, **follows}),
         prediction=config.diffusion.prediction,
         schedule=config.diffusion.schedule,
         shape=data.shape,
@@ -112,15 +131,19 @@ def train_model(config: RunConfig, folder: str | Path, *, data: ImageData | None
 
 
 def _run(trainer: Trainer, described: ModelConfig, folder: str | Path) -> Iterator[StepReport]:
+    saved = False
     for report in trainer.steps():
-        if trainer.at_checkpoint:
+        saved = trainer.at_checkpoint
+        if saved:
             _save(folder, trainer, described)
         yield report
-    _save(folder, trainer, described)
+    if not saved:  # a run that was complete already, but perhaps killed before its model was written
+        _save(folder, trainer, described)
 
 
 def _save(folder: str | Path, trainer: Trainer, described: ModelConfig) -> None:
-    """Write the moving average as a model folder, from the main process."""
+    """Write the moving average as a model folder, from the main process; the others wait, for they may load it."""
     if trainer.is_main:
         facts = {**described.facts, "steps": trainer.step, "seconds": round(trainer.seconds)}
         save_model(folder, trainer.ema.module, replace(described, facts=facts))
+    trainer.wait()

@@ -69,7 +69,7 @@ class Trainer:
         ema: the moving average of the generator.
 
     Raises:
-        UnknownName: if no player is the generator.
+        UnknownName: if no player is the generator, or `config` names a player that is not there.
         CheckpointError: if the folder holds a checkpoint that does not belong to this run.
     """
 
@@ -84,12 +84,16 @@ class Trainer:
     ) -> None:
         generator = choose(GENERATOR, players, "player")
         self.config, self.objective, self.players, self.data = config, objective, dict(players), data
-        self.folder, self.described = Path(folder), described
+        for name in config.players:
+            choose(name, players, "player")
         self._accelerator = require("accelerate", "train").Accelerator()
+        # Another number of processes would see the images in another order.
+        self.folder, self.described = Path(folder), {**described, "processes": self._accelerator.num_processes}
         self.device: torch.device = self._accelerator.device
         for module in self.players.values():
             module.to(self.device).train()
-        self._optimizers = {name: adamw(module, config) for name, module in self.players.items()}
+        self._configs = {name: config.of_player(name) for name in self.players}
+        self._optimizers = {name: adamw(module, self._configs[name]) for name, module in self.players.items()}
         self.ema = Ema(generator, config.ema)
         self.step, self.seconds = 0, 0.0
         newest = latest(self.folder)
@@ -138,6 +142,10 @@ class Trainer:
             ema = self.ema.module.state_dict()
             content = Checkpoint(self.step, self.seconds, self.described, model, ema, join(states))
             write_checkpoint(self.folder, content, self.config.keep)
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until every process has come here."""
         self._accelerator.wait_for_everyone()
 
     def _train_step(self) -> dict[str, float]:
@@ -157,18 +165,18 @@ class Trainer:
 
     def _take(self, turn: Turn) -> dict[str, float]:
         """Take one optimiser step of one player; whatever the loss did to the others' gradients is forgotten."""
-        player = choose(turn.player, self.players, "player")
+        player, config = choose(turn.player, self.players, "player"), self._configs[turn.player]
         self._forget_gradients()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             loss, parts = turn.loss()
         torch.autograd.backward(loss)
         parameters = [parameter for parameter in player.parameters() if parameter.grad is not None]
         self._average_gradients(parameters)
-        norm = nn.utils.clip_grad_norm_(parameters, self.config.clip)
+        norm = nn.utils.clip_grad_norm_(parameters, config.clip or math.inf)
         values = self._read(turn.player, {**parts, "grad_norm": norm}, loss)
         optimizer = self._optimizers[turn.player]
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.step)
+            group["lr"] = learning_rate(config, self.step)
         optimizer.step()
         self._forget_gradients()
         return values
@@ -208,7 +216,7 @@ class Trainer:
                 module.load_state_dict(split(checkpoint.model, name))
                 load_flat_state(module, self._optimizers[name], split(checkpoint.optimizer, name))
             self.ema.module.load_state_dict(dict(checkpoint.ema))
-        except (RuntimeError, KeyError) as error:
+        except (RuntimeError, KeyError, ValueError) as error:
             raise CheckpointError(
                 f"{path} does not fit the players {', '.join(self.players)} ({error})",
                 "A run resumes with the networks it was started with",

@@ -1,0 +1,72 @@
+"""Parts: things out of tables, written down so that JSON can hold them.
+
+A network, a prediction, a schedule, a draw or a weight is named in a configuration by its name in a table and the
+arguments of its constructor; building it checks both and names the nearest known ones.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fewstep.errors import ConfigError, FewstepError, choose
+
+__all__ = ["Part"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing out of a table, written down: its name there and the arguments of its constructor.
+
+    Args:
+        name: name in the table.
+        arguments: keyword arguments that JSON can hold.
+
+    Raises:
+        ConfigError: if the name is no word, or the arguments have no names.
+    """
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        named = isinstance(self.arguments, Mapping) and all(isinstance(key, str) for key in self.arguments)
+        if not isinstance(self.name, str) or not named:
+            raise ConfigError(
+                f"A part with the name {self.name!r} and the arguments {self.arguments!r}",
+                "A part has a name, which is a word, and named arguments",
+                'Write {"name": "unet", "arguments": {"width": 32}}',
+            )
+
+    def build(self, table: Mapping[str, type[T]], kind: str) -> T:
+        """Construct the thing.
+
+        Args:
+            table: name -> class.
+            kind: what the table holds, for messages.
+
+        Returns:
+            An instance.
+
+        Raises:
+            UnknownName: if the table has no such name, or the constructor no such argument.
+            ConfigError: if the constructor cannot use a value.
+        """
+        made = choose(self.name, table, kind)
+        known = inspect.signature(made).parameters
+        for argument in self.arguments:
+            choose(argument, known, f"argument of {kind} {self.name!r}")
+        try:
+            return made(**self.arguments)
+        except FewstepError:
+            raise
+        except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
+            raise ConfigError(
+                f"The {kind} {self.name!r} cannot be built with {dict(self.arguments)} ({error})",
+                f"Its arguments are {inspect.signature(made)}",
+                "Correct the arguments",
+            ) from error
