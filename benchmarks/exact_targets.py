@@ -75,6 +75,32 @@ def averaged(tables: list[dict[str, dict[str, list[list[float]]]]]) -> dict[str,
     }
 
 
+def better(grids: dict[str, list[list[float]]]) -> tuple[str, list[float]]:
+    """The grid of smaller error over all budgets, and the errors on it."""
+    errors = {grid: [cell[0] for cell in cells] for grid, cells in grids.items()}
+    best = min(errors, key=lambda grid: geometric_mean(errors[grid]))
+    return best, errors[best]
+
+
+def print_tables(results: dict[str, dict[str, dict[str, list[list[float]]]]]) -> None:
+    """Print what benchmarks/README.md shows, as Markdown."""
+    ratios: dict[str, list[float]] = {}
+    for target, table in results.items():
+        best = {solver: better(grids) for solver, grids in table.items()}
+        least = [min(errors[k] for _, errors in best.values()) for k in range(len(BUDGETS))]
+        print(
+            f"\n**{target}**\n\n| solver | grid | {' | '.join(map(str, BUDGETS))} |\n|---|---|{'---|' * len(BUDGETS)}"
+        )
+        for solver, (grid, errors) in best.items():
+            cells = [f"**{e:.4f}**" if e == m else f"{e:.4f}" for e, m in zip(errors, least, strict=True)]
+            print(f"| {solver} | {grid} | {' | '.join(cells)} |")
+            peer = geometric_mean(best["dpmpp_2m"][1][:4])
+            ratios.setdefault(solver, []).append(geometric_mean(errors[:4]) / peer)
+    print(f"\n| solver | {' | '.join(results)} | all |\n|---|{'---|' * (len(results) + 1)}")
+    for solver, row in sorted(ratios.items(), key=lambda item: geometric_mean(item[1])):
+        print(f"| {solver} | {' | '.join(f'{r:.2f}' for r in row)} | {geometric_mean(row):.2f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
@@ -86,13 +112,7 @@ def main() -> None:
     for name, (denoiser, mean) in targets().items():
         seeds = [range(1000 * k, 1000 * k + options.n) for k in range(options.seeds)]
         results[name] = averaged([measure(denoiser, mean, some) for some in seeds])
-        print(
-            f"\n{name}: RMSE to the exact ODE (better grid)\n{'solver':16s}{'grid':>13s}",
-            *(f"{b:>8d}" for b in BUDGETS),
-        )
-        for solver, grids in results[name].items():
-            best = min(grids, key=lambda grid: geometric_mean([cell[0] for cell in grids[grid]]))
-            print(f"{solver:16s}{best:>13s}", *(f"{cell[0]:8.4f}" for cell in grids[best]))
+    print_tables(results)
     content = {"machine": machine(), "n": options.n, "seeds": options.seeds, "budgets": BUDGETS, "results": results}
     write_json(folder / "exact_targets.json", content)
 
