@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import typer
@@ -15,7 +16,7 @@ from rich.table import Table
 
 from fewstep.errors import ConfigError, FewstepError
 
-__all__ = ["console", "numbers", "progress", "run", "say", "table"]
+__all__ = ["console", "numbers", "progress", "run", "say", "table", "ticking"]
 
 T = TypeVar("T")
 console = Console()
@@ -38,7 +39,7 @@ def run(app: typer.Typer) -> None:
     except SystemExit as stop:
         if stop.code == 130:  # what typer makes of Ctrl-C, without a word
             _errors.print(
-                "Interrupted. What was finished is on disk; `fewstep train` resumes from its last checkpoint."
+                "Interrupted. What was finished is on disk; `fewstep train` goes on from the last checkpoint."
             )
         raise
 
@@ -48,8 +49,8 @@ def say(text: str) -> None:
     console.print(text, soft_wrap=True)
 
 
-def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """Walk through items behind a progress bar that goes away when it is done."""
+def _bar() -> Progress:
+    """A bar that goes away when it is done."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=32),
@@ -58,11 +59,25 @@ def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
+    return Progress(*columns, console=console, transient=True)
+
+
+@contextmanager
+def ticking(total: int, what: str) -> Iterator[Callable[..., None]]:
+    """Show a bar for work that reports each of its pieces by a call."""
+    with _bar() as bar:
+        task = bar.add_task(what, total=total, note="")
+        yield lambda *_: bar.update(task, advance=1)
+
+
+def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """Walk through items behind a progress bar."""
+    with _bar() as bar:
         task = bar.add_task(what, total=total, note="")
         for item in items:
-            bar.update(task, advance=1, note=getattr(item, "note", ""))
+            bar.update(task, note=getattr(item, "note", ""))
             yield item
+            bar.update(task, advance=1)
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:

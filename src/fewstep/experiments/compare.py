@@ -105,7 +105,7 @@ class Comparison:
         cells: what was measured so far.
         pictures: the first `show` images of every cell, by (solver, budget).
         reference: the fine solution, shape (n, c, h, w).
-        reference_distance: its distance to the judge's reference.
+        fine: what the fine solution measures and costs.
     """
 
     def __init__(self, model: Model, plan: Plan, judge: Judge | None = None, show: int = 10) -> None:
@@ -118,7 +118,7 @@ class Comparison:
         self.cells: list[Cell] = []
         self.pictures: dict[tuple[str, int], Tensor] = {}
         self.reference = torch.empty(0)
-        self.reference_distance: float | None = None
+        self.fine: Cell | None = None
 
     def __len__(self) -> int:
         return len(self._grids) + 1
@@ -127,9 +127,10 @@ class Comparison:
         """Measure the reference, then every cell; yields each as soon as it is known."""
         steps = self.plan.reference_steps
         grid = self.plan.grid.rule(self.model.denoiser.schedule)(self.model.denoiser.schedule, steps)
-        fine = self._draw(Heun(), grid)
-        self.reference, self.reference_distance = fine.images, self._distance(fine.images)
-        yield self._cell("reference", steps, fine)
+        drawn = self._draw(Heun(), grid)
+        self.reference = drawn.images
+        self.fine = self._cell("heun", steps, drawn)
+        yield self.fine
         for (solver, nfe), grid in self._grids.items():
             drawn = self._draw(solver, grid)
             self.pictures[solver, nfe] = drawn.images[: self.show]
@@ -144,11 +145,7 @@ class Comparison:
             "plan": asdict(self.plan),
             "measure": self.judge.describe(self.plan.n) if self.judge else None,
             "floors": dict(self.judge.facts.get("floors", {})) if self.judge else {},
-            "reference": {
-                "solver": "heun",
-                "steps": self.plan.reference_steps,
-                "distance": self.reference_distance,
-            },
+            "reference": asdict(self.fine) if self.fine else None,
             "cells": [asdict(cell) for cell in self.cells],
         }
 

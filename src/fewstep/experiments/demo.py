@@ -45,11 +45,12 @@ def draw_comparison(comparison: Comparison, folder: Path) -> None:
         {name: [*sets, fine] for name, sets in rows.items()},
         [*(f"{nfe} calls" for nfe in plan.nfe), "fine solution"],
     )
-    panels = {"Error to the fine solution (RMSE)": _lines(comparison, "rmse")}
-    if comparison.judge is not None:
-        panels["Distance to real images (Fréchet)"] = _lines(comparison, "distance")
-    fine_line = {"Distance to real images (Fréchet)": ("fine solution", comparison.reference_distance or 0.0)}
-    curves(folder / "quality.png", panels, x_label="calls of the network (NFE)", lines=fine_line)
+    panels, lines = {"Error to the fine solution (RMSE)": _lines(comparison, "rmse")}, {}
+    if comparison.fine is not None and comparison.fine.distance is not None:
+        title = "Distance to real images (Fréchet)"
+        panels[title] = _lines(comparison, "distance")
+        lines[title] = ("fine solution", comparison.fine.distance)
+    curves(folder / "quality.png", panels, x_label="calls of the network (NFE)", lines=lines)
 
 
 def _lines(comparison: Comparison, measure: str) -> dict[str, tuple[list[float], list[float]]]:

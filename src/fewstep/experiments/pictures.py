@@ -101,7 +101,7 @@ def curves(
     panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
     *,
     x_label: str,
-    lines: Mapping[str, tuple[str, float]] | None = None,
+    lines: Mapping[str, tuple[str, float]],
 ) -> None:
     """Write quality against calls, one panel per measure, one line per solver, logarithmic upwards.
 
@@ -119,7 +119,7 @@ def curves(
         for k, (name, (x, y)) in enumerate(solvers.items()):
             bold = name.startswith("evodiff")
             axis.plot(x, y, marker="osD^vPX"[k % 7], markersize=5, linewidth=2.4 if bold else 1.3, label=name)
-        if lines and title in lines:
+        if title in lines:
             name, height = lines[title]
             axis.axhline(height, color="0.4", linestyle=":", label=name)
         # An error of 0, a rule against itself, has no place on a logarithmic axis.

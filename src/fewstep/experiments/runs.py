@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from fewstep.denoisers import Cond
 from fewstep.errors import ConfigError, choose
 from fewstep.models import Model
 from fewstep.noise import SPACINGS, Grid, Karras, Schedule, Spacing, UniformLam, UniformTime
-from fewstep.sampling import Sample, grid_for, sample, start_noise
+from fewstep.sampling import grid_for, sample, start_noise
 from fewstep.solvers import SOLVERS, Solver
 
 __all__ = ["Drawn", "GridChoice", "SamplePlan", "check_guidance", "conditions", "draw", "make_grid", "seeds_of"]
@@ -161,6 +161,7 @@ def draw(
     labels: Tensor | None = None,
     guidance: float = 1.0,
     batch_size: int = 256,
+    watch: Callable[[int, Tensor], None] | None = None,
 ) -> Drawn:
     """Sample a model, in batches.
 
@@ -172,17 +173,20 @@ def draw(
         labels: class of each image, shape (n,); None without classes.
         guidance: scale; 1 is none.
         batch_size: images per call.
+        watch: called with (step, x) after every step of every batch.
 
     Returns:
         Images on the host, counts and time.
     """
     rule = choose(solver, SOLVERS, "solver")() if isinstance(solver, str) else solver
     denoiser, start = model.guided(guidance), time.perf_counter()
-    runs: list[Sample] = []
+    images, nfe, network_evals = [], 0, 0
     for first in range(0, len(seeds), batch_size):
         chosen = slice(first, first + batch_size)
         x = start_noise(grid, model.shape, seeds[chosen]).to(model.device)
         cond: Cond = None if labels is None else {"label": labels[chosen].to(model.device)}
-        runs.append(sample(denoiser, rule, grid, x, cond=cond))
-    images = torch.cat([run.x.cpu() for run in runs])
-    return Drawn(images, runs[0].nfe, runs[0].network_evals, time.perf_counter() - start)
+        run = sample(denoiser, rule, grid, x, cond=cond, watch=watch)
+        # Only the end is kept: the trajectories of all batches would fill the memory.
+        images.append(run.x.cpu())
+        nfe, network_evals = run.nfe, run.network_evals
+    return Drawn(torch.cat(images), nfe, network_evals, time.perf_counter() - start)
