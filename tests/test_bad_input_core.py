@@ -27,6 +27,7 @@ from fewstep.denoisers import (
 from fewstep.errors import (
     BudgetError,
     ConfigError,
+    DtypeError,
     FewstepError,
     GridError,
     LevelError,
@@ -48,6 +49,7 @@ from fewstep.noise import (
     UniformTime,
     VPCosine,
     VPLinear,
+    check_grid,
     perturb,
 )
 from fewstep.sampling import Checkpointed, LastSteps, grid_for, sample
@@ -162,6 +164,18 @@ def test_grids_made_by_hand(name: str) -> None:
         refuses(GridError, f"{sigmas[1]:g}", lambda grid=grid: sample(TwoBumps(), rule, grid, X))
 
 
+def test_levels_that_are_none() -> None:
+    """Infinite noise, and neither data nor noise, have an angle too."""
+    for alphas, sigmas in (
+        ([1.0, 1.0], [math.inf, 1.0]),
+        ([math.inf, math.inf], [2.0, 1.0]),
+        ([0.0, 1.0], [math.inf, 1.0]),
+        ([1.0, 0.0], [1.0, 0.0]),
+        ([0.0, 0.0], [1.0, 0.0]),
+    ):
+        refuses(GridError, str(alphas), lambda a=alphas, s=sigmas: check_grid(Grid(NoiseLevel(f64(a), f64(s)), f64(s))))
+
+
 # Levels
 
 
@@ -184,6 +198,11 @@ def test_levels_outside_the_schedule() -> None:
     refuses(LevelError, "-1", lambda: Karras(kappa_min=-1.0)(EDM(), 4))
     refuses(LevelError, "90", lambda: Explicit((90.0, 1.0))(EDM(), 1))
     refuses(LevelError, "1.2", lambda: Explicit((1.2, 0.1))(LinearFlow(), 1))
+    for bound in (math.nan, math.inf, -math.inf):
+        for spacing in (UniformLam(lam_min=bound), UniformLam(lam_max=bound)):
+            error = refuses(LevelError, f"lam = {bound:g}", lambda spacing=spacing: spacing(LinearFlow(), 4))
+            assert "no first lam was given" not in str(error)
+    refuses(LevelError, "lam = -inf", lambda: Karras(kappa_max=math.inf)(EDM(), 4))
     for schedule in (LinearFlow(), VPCosine()):
         for spacing in (UniformLam(), Karras()):
             refuses(LevelError, "-inf", lambda spacing=spacing, schedule=schedule: spacing(schedule, 4))
@@ -226,7 +245,20 @@ def test_networks_beyond_their_training() -> None:
         )
 
 
+def test_label_at_the_ends() -> None:
+    """EDM's label is infinite there; a network would turn that into NaN."""
+    denoiser = NetworkDenoiser(lambda x, label, cond: x, X0(), LinearFlow(), label="edm")
+    error = refuses(LevelError, "alpha = 0", lambda: sample(denoiser, DDIM(), UniformTime()(LinearFlow(), 3), X))
+    assert "angle" in error.todo
+    refuses(LevelError, "sigma = 0", lambda: denoiser.predict(X, NoiseLevel(f64(1.0), f64(0.0))))
+
+
 def test_shapes_of_levels() -> None:
+    network = NetworkDenoiser(lambda x, label, cond: x, X0(), LinearFlow())
+    for shape in ((1,), (3,), (2, 1)):
+        level = NoiseLevel(torch.full(shape, 0.6).double(), torch.full(shape, 0.4).double())
+        refuses(ShapeError, str(shape), lambda level=level: network.predict(X, level))
+        refuses(ShapeError, str(shape), lambda level=level: network(X, level))
     for shape in ((2, 1), (3,), (1,)):
         level = NoiseLevel(torch.full(shape, 0.6).double(), torch.full(shape, 0.8).double())
         refuses(ShapeError, str(shape), lambda level=level: perturb(X, X, level))
@@ -262,6 +294,48 @@ def test_oracles() -> None:
     refuses(ConfigError, "0.0", lambda: GaussianMixture(means, f64(0.1), f64([0.5, 0.5, 0.0])))
     refuses(ShapeError, "(3, 4)", lambda: Gaussian(means[0], batch((3, 4))))
     refuses(ShapeError, "(0, 2)", lambda: EmpiricalData(torch.zeros(0, 2)))
+    refuses(ConfigError, "nan", lambda: GaussianMixture(means, f64(math.nan)))
+    refuses(ConfigError, "inf", lambda: GaussianMixture(means, f64(math.inf)))
+    refuses(ConfigError, "nan", lambda: GaussianMixture(means, f64(0.1), f64([0.5, 0.5, math.nan])))
+    refuses(ConfigError, "inf", lambda: GaussianMixture(means, f64(0.1), f64([0.5, 0.5, math.inf])))
+    for make in (EmpiricalData, lambda data: KDE(data, 0.1), lambda data: GaussianMixture(data, 0.1),
+                 lambda data: Gaussian(data, 1.0)):  # fmt: skip
+        refuses(DtypeError, "int64", lambda make=make: make(torch.ones(3, 2, dtype=torch.int64)))
+        refuses(ConfigError, "NaN", lambda make=make: make(f64([[1.0, math.nan]])))
+
+
+def test_covariances() -> None:
+    mean = batch((2,))
+    for cov, shows in (
+        (-0.2, "-0.2"),
+        (math.nan, "NaN"),
+        (f64([[1.0, 0.0], [0.0, -0.5]]), "-0.5"),
+        (f64([[1.0, 2.0], [2.0, 1.0]]), "-1"),
+        (f64([[1.0, 0.5], [0.0, 1.0]]), "transpose"),
+        (f64([[1.0, math.nan], [math.nan, 1.0]]), "NaN"),
+    ):
+        refuses(ConfigError, shows, lambda cov=cov: Gaussian(mean, cov))
+    for dtype in (torch.float32, torch.float64):  # rounding is forgiven
+        root = batch((50, 3)).to(dtype)
+        Gaussian(batch((50,)).to(dtype), root @ root.T)
+
+
+def test_samples_that_do_not_fit_an_oracle() -> None:
+    """Broadcasting would answer without a word."""
+    data, level = batch((3, 1, 2, 2)), NoiseLevel(f64(1.0), f64(0.5))
+    oracles = Gaussian(data[0], 1.0), GaussianMixture(data, 0.1), EmpiricalData(data), KDE(data, 0.1)
+    for oracle in oracles:
+        for shape in ((5, 3, 2, 2), (5, 4), (5, 1, 2, 1), (5, 1), (1, 2, 2), ()):
+            refuses(ShapeError, str(shape), lambda oracle=oracle, shape=shape: oracle(batch(shape), level))
+    refuses(ShapeError, "(5, 3, 2, 2)", lambda: oracles[0].flow(batch((5, 3, 2, 2)), level, level))
+
+
+def test_points_without_noise() -> None:
+    data = batch((3, 2))
+    for level in (NoiseLevel(f64(1.0), f64(0.0)), NoiseLevel(f64([1.0, 1.0]), f64([0.5, 0.0]))):
+        for oracle in (EmpiricalData(data), GaussianMixture(data, f64([0.1, 0.0, 0.1]))):
+            refuses(LevelError, "sigma = 0", lambda oracle=oracle, level=level: oracle(data[:2], level))
+        assert bool(KDE(data, 0.1)(data[:2], level).isfinite().all())
 
 
 # The errors themselves

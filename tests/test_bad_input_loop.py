@@ -12,6 +12,7 @@ from contracts.problems import TwoBumps
 from contracts.refusals import GRID, X, refuses
 from torch import Tensor
 
+from fewstep.denoisers import X0, NetworkDenoiser
 from fewstep.errors import (
     ConfigError,
     DtypeError,
@@ -19,6 +20,8 @@ from fewstep.errors import (
     ShapeError,
 )
 from fewstep.noise import (
+    EDM,
+    Grid,
     NoiseLevel,
     UniformLam,
     VPLinear,
@@ -110,3 +113,37 @@ def test_seeds() -> None:
     refuses(ShapeError, "3 seeds", lambda: SeededNoise((1, 2, 3))(0, X))
     refuses(ConfigError, "seeds", lambda: SeededNoise(()))
     refuses(ConfigError, "seeds", lambda: start_noise(GRID, (1, 3, 3), []))
+
+
+class Overflowing:
+    """A rule whose last sample is infinite although every estimate is finite."""
+
+    order, stochastic = 1, False
+
+    def nfe(self, grid: Grid) -> int:
+        return grid.steps
+
+    def init(self, x: Tensor, grid: Grid) -> None:
+        return None
+
+    def step(self, denoise: Any, x: Tensor, grid: Grid, i: int, state: None, noise: Any = None) -> tuple[Tensor, None]:
+        return denoise(x, grid.at(i)) * (math.inf if i + 1 == grid.steps else 1), None
+
+
+def test_overflow_of_the_last_sample() -> None:
+    for check in ("end", "each"):
+        error = refuses(
+            NonFiniteError,
+            "The last sample",
+            lambda check=check: sample(TwoBumps(), Overflowing(), GRID, X, check=check),
+        )
+        assert f"level {GRID.steps}" in error.given, str(error)
+
+
+def test_things_that_are_no_tensors() -> None:
+    for value, shows in (([1, 2], "list"), (3, "int"), (None, "NoneType")):
+        refuses(DtypeError, shows, lambda value=value: sample(TwoBumps(), DDIM(), GRID, X, cond={"label": value}))
+    for out, shows in ((None, "NoneType"), ((X,), "tuple"), ({"x": X}, "dict")):
+        refuses(DtypeError, shows, lambda out=out: sample(lambda x, level, cond: out, DDIM(), GRID, X))
+        network = NetworkDenoiser(lambda x, label, cond, out=out: out, X0(), EDM())
+        refuses(DtypeError, shows, lambda network=network: sample(network, DDIM(), GRID, X))

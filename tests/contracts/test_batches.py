@@ -19,6 +19,7 @@ from fewstep.noise import (
     EDM,
     Karras,
     VPLinear,
+    perturb,
 )
 from fewstep.sampling import START, SeededNoise, sample, start_noise
 
@@ -35,6 +36,18 @@ def test_dtype_in_is_dtype_out(name: str, dtype: torch.dtype) -> None:
     exact = sample(TwoBumps(), rule, grid, x.double()).x
     allowed = {torch.float64: 0.0, torch.float32: 2e-5, torch.bfloat16: 0.3}[dtype]
     assert gap(result.x, exact) <= allowed, f"{name} in {dtype}: max|a-b| = {gap(result.x, exact):.2e}"
+
+
+@solvers
+def test_half_precision_of_a_large_sample(name: str) -> None:
+    """196 608 numbers of size 4 to 15: their sum of squares is far beyond float16's 65 504."""
+    rule, grid, denoise = SOLVERS_HERE[name].rule, LAM(VPLinear(), 5), TwoBumps(4.0, 2.0)
+    x = start_of(grid, (1, 3, 256, 256)).half()
+    result = sample(denoise, rule, grid, x)
+    assert {t.dtype for t in result.trajectory} == {torch.float16}
+    error = gap(result.x, sample(denoise, rule, grid, x.double()).x)
+    # float16 keeps 11 bits of numbers up to 15; an overflow in the weights costs 4 or is not finite.
+    assert error <= 0.1, f"{name} in float16: max|a-b| = {error:.2e}"
 
 
 @solvers
@@ -60,6 +73,36 @@ def test_images_do_not_depend_on_their_batch(name: str) -> None:
         assert gap(one, whole[i : i + 1]) == 0, f"{name}: sample {i} alone differs by {gap(one, whole[i : i + 1]):.2e}"
     back = sample(TwoBumps(), rule, grid, start_noise(grid, (3, 5, 5), seeds[::-1], dtype=torch.float64)).x
     assert gap(back.flip(0), whole) == 0, f"{name}: in another order {gap(back.flip(0), whole):.2e}"
+
+
+def test_label_of_a_low_precision_network() -> None:
+    """Half precision would merge neighbouring noise levels, so the label stays in float32 or better."""
+    seen = []
+
+    class Listener(TinyNetwork):
+        def forward(self, x: torch.Tensor, noise_label: torch.Tensor, cond: object = None) -> torch.Tensor:
+            seen.append((x.dtype, noise_label.dtype))
+            return x
+
+    for dtype, label in (
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float64, torch.float64),
+    ):
+        denoiser = NetworkDenoiser(Listener(dtype), PREDICTIONS_HERE["x0"], VPLinear())
+        denoiser(torch.zeros(2, 1, 3, 3), LAM(VPLinear(), 5).at(2))
+        assert seen[-1] == (dtype, label), f"a network of {dtype} was given {seen[-1]}"
+
+
+def test_levels_per_sample_do_not_change_the_dtype() -> None:
+    """A level (b,) in float64 is no scalar to torch: without a cast it would promote float32 samples."""
+    levels = VPLinear().level(torch.tensor([0.2, 0.7], dtype=torch.float64))
+    x = start_of(LAM(VPLinear(), 2), (2, 1, 3, 3)).float()
+    assert perturb(x, x, levels).dtype == torch.float32
+    for prediction in PREDICTIONS_HERE.values():
+        assert prediction.to_input(x, levels).dtype == torch.float32
+        assert prediction.to_denoised(x, x, levels).dtype == torch.float32
+        assert NetworkDenoiser(TinyNetwork(torch.float32), prediction, VPLinear())(x, levels).dtype == torch.float32
 
 
 def test_noise_belongs_to_the_sample() -> None:

@@ -14,6 +14,7 @@ from contracts.problems import (
     LAM,
     TinyNetwork,
     TwoBumps,
+    batch,
     by_hand,
     start_of,
     value_and_gradients,
@@ -24,7 +25,9 @@ from fewstep.noise import (
     Grid,
     LinearFlow,
     NoiseLevel,
+    Schedule,
     UniformTime,
+    VPCosine,
     VPLinear,
 )
 from fewstep.sampling import Checkpointed, Full, LastSteps, NoGrad, sample
@@ -154,19 +157,38 @@ def test_ends_have_finite_values_and_gradients(name: str, end: str) -> None:
             assert bool(value.isfinite().all()), f"{name}, {end}, {steps} steps: {what} = {value.flatten().tolist()}"
 
 
+@pytest.mark.parametrize("source", ["TwoBumps", *(p for p in PREDICTIONS_HERE if p != "eps")])
 @consistent_solvers
-def test_ends_have_finite_gradients_in_the_grid(name: str) -> None:
+def test_ends_have_finite_gradients_in_the_grid(name: str, source: str) -> None:
     rule = CONSISTENT[name].rule
     for end, (spacing, schedule) in ENDS.items():
-        for steps in range(1, 7):
+        network = None if source == "TwoBumps" else NetworkDenoiser(TinyNetwork(), PREDICTIONS_HERE[source], schedule)
+        for steps in range(1, 7) if network is None else (1, 3):
             flat = spacing(schedule, steps)
             alpha, sigma = (part.clone().requires_grad_(True) for part in flat.levels)
             grid = Grid(NoiseLevel(alpha, sigma), flat.t)
-            out = sample(TwoBumps(), rule, grid, start_of(flat), unroll=Full()).x
+            out = sample(network or TwoBumps(), rule, grid, start_of(flat), unroll=Full()).x
             grads = torch.autograd.grad(out.square().sum(), (alpha, sigma), allow_unused=True)
             for what, grad in zip(("alpha", "sigma"), grads, strict=True):
                 fine = grad is None or bool(grad.isfinite().all())
                 assert fine, f"{name}, {end}, {steps} steps: d/d{what} = {grad}"
+
+
+@pytest.mark.parametrize("own", [LinearFlow(), VPCosine()], ids=["linear_flow", "vp_cosine"])
+@pytest.mark.parametrize("prediction", [p for p in PREDICTIONS_HERE if p != "eps"])
+def test_gradients_in_the_level_are_continuous_at_pure_noise(prediction: str, own: Schedule) -> None:
+    """At alpha = 0 the gradient is not merely finite: it is the limit from alpha > 0."""
+    denoiser, x = NetworkDenoiser(TinyNetwork(), PREDICTIONS_HERE[prediction], own), batch((2, 1, 4, 4))
+
+    def gradients(alphas: list[float]) -> tuple[Tensor, ...]:
+        level = NoiseLevel(f64(alphas).requires_grad_(True), f64([0.8, 1.0]).requires_grad_(True))
+        value = denoiser(x, level)
+        return value, *torch.autograd.grad(value.square().sum(), tuple(level))
+
+    for what, got, near in zip(
+        ("value", "d/dalpha", "d/dsigma"), gradients([0.0, 0.4]), gradients([1e-9, 0.4]), strict=True
+    ):
+        assert gap(got, near) <= 1e-4, f"{prediction} on {own}: {what} jumps by {gap(got, near):.2e} at alpha = 0"
 
 
 @pytest.mark.parametrize("prediction", [p for p in PREDICTIONS_HERE if p != "eps"])

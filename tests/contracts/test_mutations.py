@@ -103,19 +103,23 @@ def logsnr_for_lam() -> list[Patch]:
     return [(unipc, "slope_weight", doubled)]
 
 
-def slope_weight_without_alpha() -> list[Patch]:
-    real = good(evodiff, "slope_weight")
-    return [(evodiff, "slope_weight", lambda here, there: real(here, there) / there.alpha)]
+def ramp_without_its_line() -> list[Patch]:
+    """The straight part of the integral forgotten: only the logarithm is left."""
+    real = good(evodiff, "_ramp_weight")
+    coordinate, weights = good(evodiff, "_coordinate"), good(evodiff, "ddim_weights")
+    return [
+        (evodiff, "_ramp_weight", lambda here, there: real(here, there) + coordinate(here) * weights(here, there)[1])
+    ]
 
 
-def slope_weight_of_the_old_level() -> list[Patch]:
-    real = good(evodiff, "slope_weight")
-    return [(evodiff, "slope_weight", lambda here, there: real(here, there) * here.alpha / there.alpha)]
+def ramp_of_the_old_level() -> list[Patch]:
+    real = good(evodiff, "_ramp_weight")
+    return [(evodiff, "_ramp_weight", lambda here, there: real(here, there) * here.alpha / there.alpha)]
 
 
 def corrector_that_adds_its_slope_twice() -> list[Patch]:
     real = good(evodiff, "_least_variance")
-    return [(evodiff, "_least_variance", lambda s, s_before: real(s, s_before) + s_before)]
+    return [(evodiff, "_least_variance", lambda s, s_before: 2 * real(s, s_before))]
 
 
 def weights_of_adams_bashforth_reversed() -> list[Patch]:
@@ -144,8 +148,8 @@ SLIPS: list[tuple[str, Callable[[], list[Patch]]]] = [
     ("dpmpp_2m", slope_over_the_wrong_step),
     ("dpmpp_2m", forgotten_half),
     ("unipc", logsnr_for_lam),
-    ("evodiff", slope_weight_without_alpha),
-    ("evodiff", slope_weight_of_the_old_level),
+    ("evodiff", ramp_without_its_line),
+    ("evodiff", ramp_of_the_old_level),
     ("evodiff", corrector_that_adds_its_slope_twice),
     ("ipndm", weights_of_adams_bashforth_reversed),
     ("ipndm", weights_that_do_not_sum_to_one),

@@ -146,3 +146,58 @@ def test_draws_have_the_right_moments() -> None:
         z_cov = ((x.T.cov() - want_cov) / scale).abs().max().item()
         assert z_mean <= 4.5, f"{name}: z of mean {z_mean:.1f}"
         assert z_cov <= 6, f"{name}: z of covariance {z_cov:.1f}"
+
+
+def test_float32_near_points() -> None:
+    """Two near points at a small sigma: the responsibilities hang on digits that float32 distances do not have."""
+    data = batch((6, 3, 8, 8), 21)
+    data[1] = data[0] + 3e-4 * batch((3, 8, 8), 22)
+    x = (0.6 * data[:1] + 0.4 * data[1:2] + 0.002 * batch((1, 3, 8, 8), 23)).float()
+    for what, oracle in (("EmpiricalData", EmpiricalData), ("KDE", lambda data: KDE(data, 1e-3))):
+        low = oracle(data.float())(x, level_of(1.0, 0.002))
+        high = oracle(data.float().double())(x.double(), level_of(1.0, 0.002))
+        assert low.dtype == torch.float32
+        assert gap(low, high) <= 5e-7, f"{what}: max|a-b| = {gap(low, high):.2e}"
+
+
+def test_data_very_far_from_the_origin() -> None:
+    """Here even float64 needs the distances around the common centre."""
+    rng = np.random.default_rng(9)
+    means = 1e6 + 0.1 * rng.normal(size=(5, 4))
+    x = torch.tensor(means[:3] + 0.05 * rng.normal(size=(3, 4)))
+    got = EmpiricalData(torch.tensor(means))(x, level_of(1.0, 0.05))
+    want = torch.tensor(mixture_mean(x.numpy(), 1.0, 0.05, means, 0.0, np.ones(5) / 5))
+    assert gap(got, want) <= 1e-7, f"max|a-b| = {gap(got, want):.2e}"
+
+
+def test_gaussian_without_spread() -> None:
+    """A singular covariance is finite at every level, clean data included."""
+    mean = f64([1.0, -1.0])
+    x = torch.stack([mean + f64([0.3, 0.0]), mean])
+    for cov in (f64([[0.5, 0.0], [0.0, 0.0]]), f64([[0.5, 0.0], [0.0, 0.0]]) * 0):
+        oracle, variance = Gaussian(mean, cov), cov[0, 0].item()
+        got = oracle(x, level_of(1.0, 0.0))
+        assert gap(got, x if variance else mean.expand(2, 2)) <= 1e-15, f"variance {variance}: {got.tolist()}"
+        moved = oracle.flow(x, level_of(1.0, 0.0), level_of(0.5, 0.0))
+        assert gap(moved, x / 2 if variance else mean.expand(2, 2) / 2) <= 1e-15, f"{variance}: {moved.tolist()}"
+    assert gap(Gaussian(mean, 0.0)(x, level_of(1.0, 0.0)), mean.expand(2, 2)) == 0.0
+
+
+def test_sets_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call neither builds nor checks the mixture again."""
+    oracles = EmpiricalData(batch((3, 2))), KDE(batch((3, 2)), 0.1)
+    monkeypatch.setattr(GaussianMixture, "__post_init__", lambda self: pytest.fail("built again"))
+    for oracle in oracles:
+        oracle(batch((2, 2)), level_of(1.0, 0.5))
+        oracle.draw(2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+def test_draws_of_data_on_another_device() -> None:
+    points = batch((3, 2)).cuda()
+    oracles = Gaussian(points[0], torch.eye(2)), GaussianMixture(points, 0.1), EmpiricalData(points), KDE(points, 0.1)
+    for oracle in oracles:
+        host = oracle.draw(4, torch.Generator().manual_seed(0))
+        assert host.device == points.device
+        assert oracle.draw(4, torch.Generator("cuda").manual_seed(0)).device == points.device
+        assert oracle.draw(4).device == points.device

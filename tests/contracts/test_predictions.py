@@ -141,3 +141,12 @@ def test_labels() -> None:
     angle, quarter = kappa.atan() / (math.pi / 2), kappa.log() / 4
     assert gap(seen[0], angle) <= 1e-14, f"angle: {gap(seen[0], angle):.2e}"
     assert gap(seen[1], quarter) <= 1e-14, f"edm: {gap(seen[1], quarter):.2e}"
+
+
+def test_network_denoiser_at_clean_data() -> None:
+    """The norm form of the change of coordinates is finite at sigma = 0; the ratio of sigmas would be 0 / 0."""
+    x = batch((2, 1, 2, 2))
+    for own in (VPLinear(), LinearFlow()):
+        denoiser = NetworkDenoiser(lambda x, label, cond: x, PREDICTIONS_HERE["flow"], own)
+        error = gap(denoiser(x, level_of(0.5, 0.0)), x / 0.5)
+        assert error <= 1e-15, f"{own}: max|a-b| = {error:.2e}"

@@ -234,3 +234,21 @@ def test_stratified_has_one_draw_in_each_part() -> None:
     u = noise.stratified(64, torch.Generator().manual_seed(3))
     assert sorted((u * 64).floor().int().tolist()) == list(range(64))
     assert not torch.equal(u, u.sort().values), "the draws came sorted"
+
+
+def test_stratified_is_uniform_inside_its_parts() -> None:
+    parts = torch.cat([noise.stratified(64, torch.Generator().manual_seed(seed)) for seed in range(40)]) * 64 % 1
+    n = len(parts)
+    z_mean = (parts.mean().item() - 0.5) * math.sqrt(12 * n)
+    z_var = (parts.var().item() - 1 / 12) * math.sqrt(180 * n)
+    assert max(abs(z_mean), abs(z_var)) <= 4, f"z of mean {z_mean:.1f}, of variance {z_var:.1f}"
+
+
+def test_log_normal_draws_stay_on_the_clock() -> None:
+    u = f64([1e-9, 0.01, 0.5, 0.99, 1 - 1e-9])
+    for schedule in (EDM(sigma_min=0.1, sigma_max=1.0), VPLinear(t_min=0.2), LinearFlow(t_min=0.1)):
+        clean, noisy = schedule.t_range()
+        t = noise.LogNormalDraw()(schedule, u)
+        assert t.min().item() == clean, f"{schedule}: {t.tolist()}"
+        assert t.max().item() <= noisy, f"{schedule}: {t.tolist()}"
+    assert noise.LogNormalDraw()(EDM(sigma_min=0.1, sigma_max=1.0), u).max().item() == 1.0

@@ -24,13 +24,16 @@ from contracts.problems import (
 )
 from fewstep.noise import (
     EDM,
+    Grid,
     Karras,
+    LinearFlow,
     NoiseLevel,
     UniformLam,
+    UniformTime,
     VPLinear,
 )
 from fewstep.sampling import sample
-from fewstep.solvers import EVODiff
+from fewstep.solvers import DDIM, IPNDM, EVODiff, Heun
 
 # What a solver is
 
@@ -165,3 +168,26 @@ def test_a_step_run_again_gives_the_same(name: str) -> None:
         changed = max(gap(first, second), gap(x, before))
         assert changed == 0, f"{name}, step {i}: {changed:.2e}"
         x, state = second, after
+
+
+# The first step from pure noise, by hand
+
+
+def test_heun_from_pure_noise_is_the_trapezoid_in_u() -> None:
+    grid = UniformTime()(LinearFlow(), 2)
+    x = start_of(grid)
+    here, there = grid.at(0), grid.at(1)
+    r, b = there.sigma / here.sigma, there.alpha - here.alpha * there.sigma / here.sigma
+    m = TwoBumps()(x, here)
+    end = TwoBumps()(r * x + b * m, there)
+    error = gap(sample(TwoBumps(), Heun(), grid, x).trajectory[1], r * x + b * (m + end) / 2)
+    assert error <= 1e-15, f"max|a-b| = {error:.2e}"
+
+
+def test_ipndm_forgets_pure_noise() -> None:
+    """The estimate made at alpha = 0 enters no later step: the second step is DDIM, the third Adams-Bashforth 2."""
+    grid = UniformTime()(LinearFlow(), 4)
+    path = sample(TwoBumps(), IPNDM(), grid, start_of(grid)).trajectory
+    alone = sample(TwoBumps(), DDIM(), Grid(NoiseLevel(*(p[1:] for p in grid.levels)), grid.t[1:]), path[1]).trajectory
+    assert gap(path[2], alone[1]) <= 1e-15, f"second step: max|a-b| = {gap(path[2], alone[1]):.2e}"
+    assert gap(path[3], alone[2]) > 1e-4, "the third step has no history"

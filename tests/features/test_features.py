@@ -166,3 +166,22 @@ def test_weights_that_are_not_those_of_the_config_are_refused(tmp_path):
     (tmp_path / "b" / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="no classifier"):
         load_classifier(tmp_path / "b")
+
+
+def test_random_conv_gain():
+    """Behind a silu the weights are larger by 1 / sqrt(E[silu(z)^2]), so that activations keep their scale."""
+    z = torch.linspace(-12, 12, 24_001, dtype=torch.float64)
+    density = torch.exp(-(z**2) / 2) / (2 * torch.pi) ** 0.5
+    gain = (torch.nn.functional.silu(z) ** 2 * density).sum().mul(z[1] - z[0]).rsqrt().item()
+    assert abs(gain - 1.676) <= 1e-3
+    for i, weight in enumerate(RandomConv(3, dim=256).buffers()):
+        scale = weight.double().square().mean().mul(weight[0].numel()).sqrt().item()
+        allowed = 4 / (2 * weight.numel()) ** 0.5
+        assert abs(scale / (gain if i else 1.0) - 1) <= allowed, f"weights {i}: scale {scale:.3f}"
+
+
+def test_random_conv_tells_quarters_apart_from_five_pixels_on():
+    features, x = RandomConv(1, dim=16), images(2, 1, 5, 5)
+    for size, apart in ((4, False), (5, True)):
+        quarters = features(x[..., :size, :size]).reshape(2, 4, 4)
+        assert (float((quarters - quarters[..., :1]).abs().max()) > 0.01) == apart, f"{size} pixels"

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,18 +19,11 @@ from torch import Tensor, nn
 from fewstep._tensor import expand
 from fewstep.denoisers.base import Cond, record_evaluation
 from fewstep.denoisers.predictions import Prediction
-from fewstep.errors import LevelError, choose
+from fewstep.errors import DtypeError, LevelError, choose
+from fewstep.networks import Network
 from fewstep.noise import NoiseLevel, Schedule
 
 __all__ = ["LABELS", "Network", "NetworkDenoiser"]
-
-
-class Network(Protocol):
-    """A body that knows nothing of diffusion."""
-
-    def __call__(self, x: Tensor, noise_label: Tensor, cond: Cond = None) -> Tensor:
-        """Map x (b, *d) with one label per sample (b,) to a tensor like x."""
-        ...
 
 
 def _angle(level: NoiseLevel) -> Tensor:
@@ -40,7 +32,13 @@ def _angle(level: NoiseLevel) -> Tensor:
 
 
 def _quarter_log_kappa(level: NoiseLevel) -> Tensor:
-    """EDM's c_noise, ``log(kappa) / 4``; infinite at both ends."""
+    """EDM's c_noise, ``log(kappa) / 4``; infinite at both ends, so LevelError there."""
+    if level.sigma.device.type == "cpu" and not bool(((level.alpha > 0) & (level.sigma > 0)).all()):
+        raise LevelError(
+            "A network that reads log(kappa) / 4 was asked at alpha = 0 or sigma = 0",
+            "Its label is infinite at both ends",
+            "Start the grid at a finite lam, or train the network with label='angle'",
+        )
     return -level.lam / 4
 
 
@@ -76,14 +74,27 @@ class NetworkDenoiser:
 
         Returns:
             The network's output, shape and dtype of x.
+
+        Raises:
+            ShapeError: if the level is neither a scalar nor one value per sample.
+            LevelError: if the label is infinite at the level.
+            DtypeError: if the network returns no tensor.
         """
+        expand(level.sigma, x)  # refuses a level (1,), which .expand below would take for a scalar
         record_evaluation(x)
         label = LABELS[self.label](level).to(device=x.device, non_blocking=True).expand(x.shape[0])
         dtype = _parameter_dtype(self.network, x.dtype)
         inputs = self.prediction.to_input(x, level).to(dtype)
         # The label stays in float32 or better: half precision would merge neighbouring noise levels.
         label = label.to(torch.promote_types(dtype, torch.float32))
-        return self.network(inputs, label, cond).to(x.dtype)
+        out = self.network(inputs, label, cond)
+        if not isinstance(out, Tensor):
+            raise DtypeError(
+                f"The network returned a {type(out).__name__}",
+                "A network returns one tensor like x",
+                "Wrap it in a function that returns the tensor alone",
+            )
+        return out.to(x.dtype)
 
     def __call__(self, x: Tensor, level: NoiseLevel, cond: Cond = None) -> Tensor:
         """Estimate the data behind x.
@@ -105,7 +116,7 @@ class NetworkDenoiser:
 
     def _own_coordinates(self, level: NoiseLevel) -> tuple[NoiseLevel, Tensor]:
         """The level of equal kappa on the network's schedule, and the factor that moves x there."""
-        t = self.schedule.t_of_lam(level.lam)
+        t = self._time(level)
         last = self.schedule.t_range()[1]
         if t.device.type == "cpu" and not bool((t <= last * (1 + 1e-6)).all()):  # also where t is NaN
             raise LevelError(
@@ -115,6 +126,24 @@ class NetworkDenoiser:
             )
         own = self.schedule.level(t)
         return own, torch.hypot(own.alpha, own.sigma) / torch.hypot(level.alpha, level.sigma)
+
+    def _time(self, level: NoiseLevel) -> Tensor:
+        """Time of equal lam on the network's clock, with finite gradients at alpha = 0 too."""
+        alpha, sigma = level
+        noise = alpha == 0
+        inside = self.schedule.t_of_lam(NoiseLevel(torch.where(noise, 1.0, alpha), sigma).lam)
+        end = self.schedule.t_of_lam(torch.full_like(alpha, -torch.inf))
+        if torch.is_grad_enabled() and (alpha.requires_grad or sigma.requires_grad):
+            # Through log(0) the gradient would be 0 * inf; in alpha / sigma the clock is smooth at pure noise.
+            end = end + alpha / torch.where(noise, sigma, 1.0) / _ratio_per_time(self.schedule)
+        return torch.where(noise, end, inside)
+
+
+def _ratio_per_time(schedule: Schedule) -> float:
+    """Derivative of alpha / sigma in the clock, at the noisy end."""
+    t = torch.tensor(schedule.t_range()[1], dtype=torch.float64, requires_grad=True)
+    alpha, sigma = schedule.level(t)
+    return torch.autograd.grad(alpha / sigma, t)[0].item()
 
 
 def _parameter_dtype(network: Network, default: torch.dtype) -> torch.dtype:

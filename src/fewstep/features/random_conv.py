@@ -1,8 +1,8 @@
 r"""A convolutional network with random weights that are never trained.
 
-Three strided convolutions with SiLU in between, drawn from a seed with the variance that keeps the activations at unit
-scale, and a 2 x 2 mean pool. Untrained filters already answer to edges, strokes and their density, need no data and no
-download, and so make a distance that works on any kind of image from the first minute on.
+Three convolutions of strides 1, 2 and 2 with SiLU in between, drawn from a seed with the variance that keeps the
+activations at unit scale, and a 2 x 2 mean pool. Untrained filters already answer to edges, strokes and their density,
+need no data and no download, and so make a distance that works on any kind of image from the first minute on.
 
 .. math:: w_{ij} \sim N(0, g^2 / n_{in}), \qquad g^2 = 1 / E[\mathrm{silu}(z)^2] \approx 2.81, \quad z \sim N(0, 1)
 """
@@ -58,7 +58,8 @@ class RandomConv(nn.Module):
         """Compute the features.
 
         Args:
-            images: floating point, shape (b, channels, h, w) with h, w >= 4, in [-1, 1].
+            images: floating point, shape (b, channels, h, w) with h, w >= 4, in [-1, 1]. At 4 pixels a side the four
+                quarters are the same numbers; they differ from 5 on.
 
         Returns:
             Features, shape (b, dim), in the dtype of the weights.

@@ -158,7 +158,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
     .. math:: |\mu_a - \mu_b|^2 + \mathrm{tr}\, C_a + \mathrm{tr}\, C_b - 2 \sum_i s_i(C_a^{1/2} C_b^{1/2})
 
-    with singular values s. Right for singular covariances too. Biased upwards by about 1/n.
+    with singular values s. Right for singular covariances too. Biased upwards, in proportion to 1/n.
 
     Args:
         a: moments of at least two samples.

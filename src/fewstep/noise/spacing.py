@@ -76,16 +76,18 @@ def check_grid(grid: Grid) -> Grid:
         The grid itself.
 
     Raises:
-        GridError: if a level does not have less noise than the one before, is negative or NaN, or if the lengths of
-            alpha, sigma and t differ.
+        GridError: if a level does not have less noise than the one before, is negative, infinite or NaN, has neither
+            data nor noise, or if the lengths of alpha, sigma and t differ.
     """
     alpha, sigma, t = (part.detach() for part in (*grid.levels, grid.t))
     fits = alpha.shape == sigma.shape == t.shape and t.ndim == 1 and t.shape[0] > 1
     # The angle is like kappa, but finite at alpha = 0.
-    if not fits or not bool(((alpha >= 0) & (sigma >= 0)).all() and (torch.atan2(sigma, alpha).diff() < 0).all()):
+    size = alpha + sigma
+    legal = (alpha >= 0) & (sigma >= 0) & size.isfinite() & (size > 0) if fits else alpha
+    if not fits or not bool(legal.all() and (torch.atan2(sigma, alpha).diff() < 0).all()):
         raise GridError(
             f"A grid with times {t.tolist()}, alpha {alpha.tolist()} and sigma {sigma.tolist()}",
-            "Two or more levels whose noise strictly decreases, from the first to the last",
+            "Two or more finite levels whose noise strictly decreases, from the first to the last",
             "Sort the levels, drop the duplicates, or take fewer steps",
         )
     return grid
@@ -99,6 +101,13 @@ def _count(steps: int) -> int:
 
 def _lam_bounds(schedule: Schedule, lam_min: float | None, lam_max: float | None) -> tuple[float, float]:
     """Fill omitted bounds from the schedule and refuse what it does not cover."""
+    given = [bound for bound in (lam_min, lam_max) if bound is not None and not math.isfinite(bound)]
+    if given:
+        raise LevelError(
+            f"A bound of lam = {given[0]:g}",
+            "Equal steps in lam or kappa need finite bounds",
+            "Give finite ones; end='zero' finishes at sigma = 0, and UniformTime starts at alpha = 0",
+        )
     lowest, highest = schedule.lam_range()
     low, high = lowest if lam_min is None else lam_min, highest if lam_max is None else lam_max
     if not math.isfinite(low):

@@ -72,7 +72,8 @@ def sample(
 
     Raises:
         ShapeError: if x, a condition or the denoiser's output has the wrong shape.
-        DtypeError: if x is not floating point or the denoiser changes its dtype.
+        DtypeError: if x is not floating point, a condition is no tensor, or the denoiser returns no tensor or another
+            dtype.
         GridError: if the noise of the grid does not strictly decrease.
         NonFiniteError: if x or an estimate is NaN or infinite; names the step and the level.
         ConfigError: if a stochastic solver has no noise source, or `check` is unknown.
@@ -170,6 +171,12 @@ def _check_inputs(solver: Solver, x: Tensor, cond: Cond, noise: NoiseSource | No
             f"Samples of shape {tuple(x.shape)}", "A batch (b, *d) with at least one sample of one number", "Add axes"
         )
     for name, value in (cond or {}).items():
+        if not isinstance(value, Tensor):
+            raise DtypeError(
+                f"Condition {name!r} is of type {type(value).__name__}",
+                "Conditions are tensors with one row per sample",
+                f"Pass cond={{{name!r}: torch.tensor(...)}}",
+            )
         if value.ndim < 1 or value.shape[0] != x.shape[0]:
             raise ShapeError(
                 f"Condition {name!r} of shape {tuple(value.shape)} for {x.shape[0]} samples",
@@ -185,6 +192,12 @@ def _check_inputs(solver: Solver, x: Tensor, cond: Cond, noise: NoiseSource | No
 
 
 def _check_output(denoised: Tensor, x: Tensor) -> None:
+    if not isinstance(denoised, Tensor):
+        raise DtypeError(
+            f"The denoiser returned a {type(denoised).__name__}",
+            "Denoised estimates are tensors of the shape and dtype of x",
+            "Return the estimate alone, not a tuple or an object that holds it",
+        )
     if denoised.shape != x.shape:
         raise ShapeError(
             f"The denoiser returned shape {tuple(denoised.shape)} for samples of shape {tuple(x.shape)}",

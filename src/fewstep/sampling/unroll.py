@@ -1,13 +1,15 @@
 """How to differentiate through the sampling loop: an argument, not a property of the loop.
 
-========================  ==================================  ============================
-policy                    gradient                            memory (steps T, one call A)
-========================  ==================================  ============================
-``NoGrad()``              none                                A without its graph
+========================  ==================================  =====================================
+policy                    gradient                            memory (steps T, one step's graph A)
+========================  ==================================  =====================================
+``NoGrad()``              none                                one call without its graph
 ``Full()``                exact                               T * A
-``Checkpointed(every)``   exact, recomputed                   A * every + T / every states
+``Checkpointed(every)``   exact, recomputed                   every * A, T / every solver states
 ``LastSteps(k)``          of the last k steps only            k * A
-========================  ==================================  ============================
+========================  ==================================  =====================================
+
+On top of that, the loop keeps the T + 1 samples of ``Sample.trajectory`` under every policy.
 """
 
 from __future__ import annotations

@@ -14,8 +14,11 @@ clean data (sigma' = 0). Solvers of higher order replace m by m plus a slope; th
 
 is the exact weight of a constant slope (:func:`slope_weight`).
 
-One rule for all ends: **a slope is used only between finite lam**. A step that reaches ``sigma = 0`` is a plain DDIM
-step (it returns ``alpha' m``), and an estimate made at ``alpha = 0`` is never used to form a slope.
+One rule for all ends: **a slope in lam is used only between finite lam**. A step that reaches ``sigma = 0`` is a plain
+DDIM step (it returns ``alpha' m``), and an estimate made at ``alpha = 0`` enters no slope in lam. It enters the step
+that starts there and no later one: as the constant of a DDIM step, or, in solvers that correct, with half the weight of
+a trapezoid in u, where pure noise is the finite point u = 0. EVODiff's default takes its slopes in a coordinate that is
+bounded at both ends and needs no rule.
 
 A solver is a frozen rule. What it remembers goes in and comes out of `step` as its state, so one object serves any
 number of trajectories, and re-running a step (activation checkpointing does) changes nothing.
@@ -39,6 +42,7 @@ __all__ = [
     "ddim_weights",
     "earlier_share",
     "has_finite_lam",
+    "inner",
     "move",
     "slope",
     "slope_weight",
@@ -116,6 +120,22 @@ def move(x: Tensor, denoised: Tensor, here: NoiseLevel, there: NoiseLevel) -> Te
     """
     r, b = ddim_weights(here, there)
     return r * x + b * denoised
+
+
+def inner(a: Tensor, b: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Inner product over some axes, summed in at least float32: a sum of squares of half precision would overflow.
+
+    Args:
+        a: shape (b, *d), floating point.
+        b: shape (b, *d), floating point.
+        axes: axes to sum over; none gives the plain product.
+
+    Returns:
+        The sums, shape of a with `axes` of length 1; float64 if a or b is, float32 otherwise.
+    """
+    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    product = a.to(dtype) * b.to(dtype)
+    return product.sum(axes, keepdim=True) if axes else product
 
 
 def has_finite_lam(level: NoiseLevel) -> bool:

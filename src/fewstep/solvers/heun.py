@@ -25,8 +25,9 @@ class Heun:
     Two calls a step; a step to sigma = 0 is the DDIM step and costs one.
 
     Source:
-        Karras et al. 2022, arXiv:2206.00364, Algorithm 1 without churn. Departs from it in: from alpha = 0, where
-        kappa is infinite, the step is the trapezoid in alpha / sigma.
+        Karras et al. 2022, arXiv:2206.00364, Algorithm 1. Departs from it in: it integrates x / alpha in kappa
+        whatever the schedule, which is Algorithm 1 where alpha = 1; from alpha = 0, where kappa is infinite, the step
+        is the trapezoid in alpha / sigma.
     """
 
     order: ClassVar[int] = 2
