@@ -20,8 +20,8 @@ integrated exactly:
 
 .. math:: \sigma' \int_u^{u'} (c - c_u)\, du = \tfrac{\sigma'}{p} \log(1 + p z / \sigma') - z, \qquad z = c_u\, b,
 
-with b the weight of denoised in the DDIM step; -z at :math:`\sigma' = 0`. Everything is a function of kappa and of inner
-products over a whole sample: the rule does not know the schedule, the channel basis or the tensor's rank.
+with b the weight of denoised in the DDIM step; -z at :math:`\sigma' = 0`. Everything is a function of kappa and of
+inner products over a whole sample: the rule does not know the schedule, the channel basis or the tensor's rank.
 :mod:`fewstep.solvers.evodiff_paper` holds the rule of the authors' release.
 """
 
@@ -42,7 +42,7 @@ from fewstep.solvers.evodiff_paper import PaperRule
 __all__ = ["EVODiff"]
 
 # p, the kappa at which the coordinate is half way, for data of unit scale. Chosen once among 0.5, 1, 2, 3, 4 and 8, on
-# the exact targets of benchmarks/ and the bundled model: smaller pivots lose on smooth targets, larger ones on the ring.
+# the exact targets of benchmarks/ and the bundled model: smaller pivots lose on smooth targets, larger on the ring.
 _PIVOT = 2.0
 
 

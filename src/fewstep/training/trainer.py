@@ -65,7 +65,7 @@ class Trainer:
 
     Attributes:
         step: steps done.
-        seconds: time spent in them, over all sessions of the run.
+        seconds: time spent in them, over all parts of the run.
         ema: the moving average of the generator.
 
     Raises:
