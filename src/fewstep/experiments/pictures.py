@@ -113,7 +113,7 @@ def curves(
     """
     matplotlib = require("matplotlib", "cli")
     matplotlib.use("Agg")
-    plt = require("matplotlib.pyplot", "cli")
+    plt, ticker = require("matplotlib.pyplot", "cli"), require("matplotlib.ticker", "cli")
     figure, axes = plt.subplots(1, len(panels), figsize=(5.6 * len(panels), 4.2), squeeze=False, layout="constrained")
     for axis, (title, solvers) in zip(axes[0], panels.items(), strict=True):
         for k, (name, (x, y)) in enumerate(solvers.items()):
@@ -126,7 +126,10 @@ def curves(
         heights = sorted(height for _, y in solvers.values() for height in y if height > 0) or [1.0]
         # A rule that diverges at few calls leaves the panel instead of flattening the others.
         axis.set(title=title, xlabel=x_label, yscale="log", ylim=(0.7 * heights[0], 8 * heights[len(heights) // 2]))
-        axis.grid(True, which="both", alpha=0.25)
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+        axis.yaxis.set_minor_formatter(ticker.NullFormatter())
+        axis.grid(True, alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][-1].legend(frameon=False, fontsize=9)
     _write(path, partial(figure.savefig, format="png", dpi=110))
