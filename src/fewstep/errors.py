@@ -20,7 +20,6 @@ __all__ = [
     "GridError",
     "LevelError",
     "MissingExtra",
-    "MissingWeights",
     "NonFiniteError",
     "OutputError",
     "ShapeError",
@@ -95,10 +94,6 @@ class OutputError(FewstepError, RuntimeError):
 
 class MissingExtra(FewstepError, ImportError):
     """An optional library that is not installed."""
-
-
-class MissingWeights(FewstepError, RuntimeError):
-    """Weights that are not on this machine."""
 
 
 def choose(name: str, table: Mapping[str, T], kind: str) -> T:

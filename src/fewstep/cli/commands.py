@@ -30,6 +30,10 @@ from fewstep.training import StepReport, checkpoints, override, train_steps
 __all__ = ["run_compare", "run_demo", "run_sample", "run_train", "show_models", "show_solvers"]
 
 
+# grid.png shows this many images at most; all of them are there one by one.
+_ON_THE_GRID = 1024
+
+
 def _load(name: str, device: str) -> Model:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -69,8 +73,8 @@ def run_sample(name: str, plan: SamplePlan, out: Path, device: str) -> None:
             )
             save_images(folder, drawn.images, seeds[chosen])
             parts.append(drawn)
-    images = torch.cat([part.images for part in parts])
-    columns = math.ceil(math.sqrt(plan.n))
+    images = torch.cat([part.images for part in parts])[:_ON_THE_GRID]
+    columns = math.ceil(math.sqrt(len(images)))
     save_picture(folder / "grid.png", tile(images, columns), scale=max(1, 64 // images.shape[-1]))
     facts = {
         "model": model.config.name,
