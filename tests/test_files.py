@@ -213,3 +213,12 @@ def test_require_says_what_to_install() -> None:
     assert _files.require("json", "train").__name__ == "json"
     with pytest.raises(MissingExtra, match=r"no_such_library.*pip install 'fewstep\[train\]'"):
         _files.require("no_such_library.part", "train")
+
+
+def test_a_cut_off_safetensors_file_is_not_called_a_pickle(tmp_path: Path) -> None:
+    """Its first byte is part of a length and may be 0x80, with which a pickle begins as well."""
+    (tmp_path / "cut.safetensors").write_bytes(b"\x80\x90\x00\x00\x00\x00\x00\x00{")
+    with pytest.raises(CheckpointError) as caught:
+        _files.read_tensors(tmp_path / "cut.safetensors")
+    assert "damaged" in caught.value.given
+    assert "pickle" not in caught.value.given

@@ -38,7 +38,8 @@ __all__ = [
     "write_tensors",
 ]
 
-_PICKLES = {b"PK\x03\x04": "a PyTorch archive", b"\x80": "a pickle"}
+# A pickle begins with 0x80 and its protocol; 0x80 alone may also be the first byte of a safetensors header's length.
+_PICKLES = {b"PK\x03\x04": "a PyTorch archive"} | {bytes([0x80, protocol]): "a pickle" for protocol in range(2, 6)}
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -68,7 +69,7 @@ def _unwritable(path: Path, error: OSError) -> NoReturn:
     raise OutputError(
         f"{path} cannot be written ({error.strerror or error})",
         "The place must be a writable folder on a disk with free space",
-        "Free some space, or choose another output folder",
+        "Free some space or remove what is in the way, or choose another output folder",
     ) from error
 
 

@@ -113,5 +113,5 @@ def choose(name: str, table: Mapping[str, T], kind: str) -> T:
     if name in table:
         return table[name]
     near = difflib.get_close_matches(name.lower(), table, n=1, cutoff=0.4)
-    todo = f"Did you mean {near[0]!r}?" if near else f"Choose one of the {len(table)} known names"
+    todo = f"Did you mean {near[0]!r}?" if near else "Choose one of the known names."
     raise UnknownName(f"No {kind} {name!r}", f"Known: {', '.join(sorted(table)) or 'none'}", todo)

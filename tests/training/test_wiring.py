@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 
 from fewstep import _files
 from fewstep.data import Batch, ImageData, digits
-from fewstep.errors import CheckpointError, ConfigError, UnknownName
+from fewstep.errors import CheckpointError, ConfigError, DataError, UnknownName
 from fewstep.losses import MinSNR
 from fewstep.models import Part, load_model
 from fewstep.noise import LogitNormalDraw
@@ -252,3 +252,9 @@ def test_models_are_written_once_and_waited_for(
     (tmp_path / "config.json").unlink()
     assert train_model(RUN, tmp_path, data=data).config == load_model(tmp_path).config
     assert happened == ["wait", "model", "wait"] * 2 + ["model", "wait"]
+
+
+def test_data_that_cannot_be_read_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        next(train_steps(RunConfig(data=f"folder:{tmp_path / 'nowhere'}"), tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

@@ -108,9 +108,9 @@ def train_steps(config: RunConfig, folder: str | Path, *, data: ImageData | None
         CheckpointError: if the folder holds a checkpoint of another run.
         NonFiniteError: while iterating, if training diverges.
     """
-    output_dir(folder)
     if data is None:
         data = load_data(config.data, size=config.size or None)
+    output_dir(folder)
     return _run(build(config, data, folder), model_config(config, data), folder)
 
 
