@@ -20,10 +20,10 @@ from fewstep.solvers.base import (
 )
 from fewstep.solvers.dpmpp import extrapolate
 
-__all__ = ["Taken", "UniPC"]
+__all__ = ["UniPC"]
 
 
-class Taken(NamedTuple):
+class _Taken(NamedTuple):
     """The step that was taken last: what a corrector needs to take it again.
 
     Attributes:
@@ -60,7 +60,7 @@ class UniPC:
         """One call a step."""
         return grid.steps
 
-    def init(self, x: Tensor, grid: Grid) -> Taken | None:
+    def init(self, x: Tensor, grid: Grid) -> _Taken | None:
         """No step taken yet."""
         return None
 
@@ -70,19 +70,19 @@ class UniPC:
         x: Tensor,
         grid: Grid,
         i: int,
-        state: Taken | None,
+        state: _Taken | None,
         noise: NoiseSource | None = None,
-    ) -> tuple[Tensor, Taken]:
+    ) -> tuple[Tensor, _Taken]:
         """Correct the step to level i, then predict the one to level i + 1."""
         here, there = grid.at(i), grid.at(i + 1)
         now = Estimate(denoise(x, here), here)
         if state is not None:
             x = _correct(state, now)
         before = None if state is None else state.now
-        return extrapolate(x, now, before, there), Taken(x, now, before)
+        return extrapolate(x, now, before, there), _Taken(x, now, before)
 
 
-def _correct(taken: Taken, end: Estimate) -> Tensor:
+def _correct(taken: _Taken, end: Estimate) -> Tensor:
     """Take the last step again, knowing the estimate at its end."""
     start, now, before = taken
     if before is None or not has_finite_lam(before.level):
