@@ -20,8 +20,10 @@ __all__ = [
     "GridError",
     "LevelError",
     "MissingExtra",
+    "MissingWeights",
     "NonFiniteError",
     "OutputError",
+    "ProtocolError",
     "ShapeError",
     "UnknownName",
     "choose",
@@ -84,12 +86,20 @@ class CheckpointError(FewstepError, RuntimeError):
     """A checkpoint or model folder that is missing, corrupt, foreign or does not fit."""
 
 
+class MissingWeights(FewstepError, RuntimeError):
+    """Weights of a published network that are not where they were looked for; the message says where to get them."""
+
+
 class DataError(FewstepError, RuntimeError):
     """Images that are missing, unreadable or of unlike shapes."""
 
 
 class OutputError(FewstepError, RuntimeError):
     """An output folder that cannot be written: read only, full, or a file in its place."""
+
+
+class ProtocolError(FewstepError, ValueError):
+    """Numbers, caches or settings of unlike protocols, which must not be mixed."""
 
 
 class MissingExtra(FewstepError, ImportError):

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from fewstep.errors import CheckpointError, ConfigError, DtypeError, ShapeError
-from fewstep.features import ClassifierFeatures, Features, Pixels, RandomConv, load_classifier, save_classifier
+from fewstep.features import (
+    ClassifierFeatures,
+    Classifying,
+    Features,
+    Pixels,
+    RandomConv,
+    load_classifier,
+    save_classifier,
+)
 from fewstep.networks.classifier import SmallClassifier
 
 
@@ -38,6 +46,8 @@ def test_protocol(kind):
     assert features(x).shape == (5, features.dim)
     assert torch.equal(features(x), FEATURES[kind]()(x))
     assert features.name == FEATURES[kind]().name
+    assert features.resize == "none"
+    assert isinstance(features, Classifying) == (kind == "classifier")
 
 
 @every_kind
@@ -124,6 +134,7 @@ def test_classifier_features_are_what_its_last_layer_reads():
     features = ClassifierFeatures(network, "small")
     logits = network.logits(features(x))
     assert torch.equal(logits, network(x))
+    assert torch.equal(features.logits_of(features(x)), logits)
     assert features(images(h=12, w=5)).shape == (5, 8)  # without a size, any
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep.errors import DtypeError, ShapeError
 
-__all__ = ["Features", "check_images"]
+__all__ = ["Classifying", "Features", "check_images"]
 
 
 @runtime_checkable
@@ -30,6 +30,11 @@ class Features(Protocol):
         """Length of a feature vector."""
         ...
 
+    @property
+    def resize(self) -> str:
+        """How images are brought to the size that is read: "none", or words that say it exactly."""
+        ...
+
     def __call__(self, images: Tensor) -> Tensor:
         """Compute the features.
 
@@ -42,14 +47,33 @@ class Features(Protocol):
         ...
 
 
-def check_images(images: Tensor, who: str, channels: int, size: tuple[int, int] | None = None) -> None:
+@runtime_checkable
+class Classifying(Features, Protocol):
+    """Features that a classifier reads, so that one pass over the images gives vectors and classes."""
+
+    def logits_of(self, features: Tensor) -> Tensor:
+        """Turn feature vectors into class logits.
+
+        Args:
+            features: what this object returned, shape (b, dim).
+
+        Returns:
+            Logits, shape (b, n_classes).
+        """
+        ...
+
+
+def check_images(
+    images: Tensor, who: str, channels: int, size: tuple[int, int] | None = None, *, least: int = 4
+) -> None:
     """Refuse what is not a batch of images for these features; no value is read, so no device waits.
 
     Args:
         images: what the features were called with.
         who: name of the features, for the message.
         channels: number of channels they read.
-        size: height and width they read, or None for any from 4 pixels on.
+        size: height and width they read, or None for any.
+        least: the fewest pixels a side, where any size is read.
 
     Raises:
         DtypeError: if the images are not floating point.
@@ -62,9 +86,10 @@ def check_images(images: Tensor, who: str, channels: int, size: tuple[int, int] 
             "Turn 8-bit images into floats: images.float() / 127.5 - 1",
         )
     h_w = tuple(images.shape[2:])
-    fits = images.ndim == 4 and images.shape[1] == channels and (h_w == size if size else min(h_w) >= 4)
+    fits = images.ndim == 4 and images.shape[1] == channels and (h_w == size if size else min(h_w) >= least)
     if not fits:
-        allowed = f"(b, {channels}, {size[0]}, {size[1]})" if size else f"(b, {channels}, h, w) with h and w >= 4"
+        any_size = f"(b, {channels}, h, w) with h and w >= {least}"
+        allowed = f"(b, {channels}, {size[0]}, {size[1]})" if size else any_size
         raise ShapeError(
             f"Images of shape {tuple(images.shape)} for the features {who}",
             f"They read images of shape {allowed}",

@@ -33,6 +33,8 @@ class ClassifierFeatures(nn.Module):
         size: height and width of the images it was trained on, or None to take any from 4 pixels on.
     """
 
+    resize = "none"
+
     def __init__(self, network: SmallClassifier, name: str, size: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
@@ -58,6 +60,11 @@ class ClassifierFeatures(nn.Module):
         """
         check_images(images, self.name, self.network.channels, self.size)
         return self.network.features(images.to(self.network.hidden.weight.dtype))
+
+    def logits_of(self, features: Tensor) -> Tensor:
+        """Turn feature vectors (b, dim) of this object into class logits (b, n_classes)."""
+        logits: Tensor = self.network.logits(features)
+        return logits
 
 
 def save_classifier(folder: str | Path, features: ClassifierFeatures, facts: Mapping[str, Any]) -> None:

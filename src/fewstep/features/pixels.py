@@ -48,6 +48,11 @@ class Pixels:
         """Number of pixels times channels."""
         return prod(self.shape)
 
+    @property
+    def resize(self) -> str:
+        """Nothing is resized: "none"."""
+        return "none"
+
     def __call__(self, images: Tensor) -> Tensor:
         """Flatten the images.
 

@@ -38,6 +38,8 @@ class RandomConv(nn.Module):
         ConfigError: if channels < 1 or dim is no positive multiple of 4.
     """
 
+    resize = "none"
+
     def __init__(self, channels: int, dim: int = 64, seed: int = 0) -> None:
         super().__init__()
         if channels < 1 or dim < 4 or dim % 4:
