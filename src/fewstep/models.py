@@ -9,128 +9,22 @@ fingerprint of the weights, so a folder is either whole or refused.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fewstep._files import fingerprint, output_dir, read_json, read_tensors, write_atomic, write_json, write_tensors
+from fewstep._model_config import ModelConfig, require
 from fewstep._part import Part
-from fewstep.denoisers import PREDICTIONS, ClassifierFree, Denoiser, NetworkDenoiser
+from fewstep.denoisers import ClassifierFree, Denoiser, NetworkDenoiser
 from fewstep.errors import CheckpointError, ConfigError, FewstepError, UnknownName, choose
-from fewstep.networks import NETWORKS
-from fewstep.noise import SCHEDULES
 
 __all__ = ["Model", "ModelConfig", "Part", "bundled", "load_model", "save_model"]
 
 _BUNDLED = Path(__file__).parent / "weights"
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Everything about a model except its weights; JSON can hold it.
-
-    Args:
-        name: what the model is called.
-        network: name in NETWORKS and arguments.
-        prediction: name in PREDICTIONS and arguments.
-        schedule: name in SCHEDULES and arguments.
-        shape: channels, height and width of its images.
-        label: name in LABELS: what the network reads as its noise level.
-        classes: names of the classes; empty for an unconditional model. The null class has the index len(classes).
-        facts: data, seconds, steps... for the card.
-
-    Raises:
-        ConfigError: if a value has the wrong form.
-    """
-
-    name: str
-    network: Part
-    prediction: Part
-    schedule: Part
-    shape: tuple[int, int, int]
-    label: str = "angle"
-    classes: tuple[str, ...] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _require(isinstance(self.name, str), self, "name", "a word")
-        three = isinstance(self.shape, tuple) and len(self.shape) == 3
-        whole = three and all(type(length) is int and length > 0 for length in self.shape)
-        _require(whole, self, "shape", "three whole numbers above 0: channels, height, width")
-        _require(isinstance(self.label, str), self, "label", "a word")
-        named = isinstance(self.classes, tuple) and all(isinstance(name, str) for name in self.classes)
-        _require(named, self, "classes", "a list of names")
-        _require(isinstance(self.facts, Mapping), self, "facts", "a group of keys")
-
-    @property
-    def n_classes(self) -> int:
-        """Number of classes, 0 for an unconditional model."""
-        return len(self.classes)
-
-    def body(self) -> nn.Module:
-        """Build the network with fresh weights.
-
-        Returns:
-            The network, in training mode.
-
-        Raises:
-            UnknownName: if there is no such network, or it has no such argument.
-            ConfigError: if it cannot be built.
-        """
-        return self.network.build(NETWORKS, "network")
-
-    def denoiser(self, network: nn.Module) -> NetworkDenoiser:
-        """Wrap a network.
-
-        Args:
-            network: one from :meth:`body`.
-
-        Returns:
-            Its denoiser.
-
-        Raises:
-            UnknownName: if prediction, schedule or label is in no table.
-            ConfigError: if one of them cannot be built.
-        """
-        prediction = self.prediction.build(PREDICTIONS, "prediction")
-        return NetworkDenoiser(network, prediction, self.schedule.build(SCHEDULES, "schedule"), self.label)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> ModelConfig:
-        """Rebuild the configuration from what ``dataclasses.asdict`` and JSON made of it.
-
-        Args:
-            content: the keys of this class.
-
-        Returns:
-            The configuration.
-
-        Raises:
-            CheckpointError: if keys are missing or unknown, or a value has the wrong form.
-        """
-        try:
-            parts = {key: Part(**content[key]) for key in ("network", "prediction", "schedule")}
-            lists = {key: _tuple(content[key]) for key in ("shape", "classes")}
-            return cls(**{**content, **parts, **lists})
-        except (KeyError, TypeError, ConfigError) as error:
-            raise CheckpointError(
-                f"config.json does not describe a fewstep model ({type(error).__name__}: {error})",
-                f"Its keys are {', '.join(f.name for f in dataclasses.fields(cls))}",
-                "Check that the folder was written by this version of fewstep",
-            ) from error
-
-
-def _require(holds: bool, config: ModelConfig, name: str, allowed: str) -> None:
-    if not holds:
-        raise ConfigError(f"{name}={getattr(config, name)!r}", f"{name} is {allowed}", f"Change {name}")
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -165,20 +59,41 @@ class Model:
             scale: w in ``uncond + w * (cond - uncond)``; 1 is no guidance and costs one network evaluation, not two.
 
         Returns:
-            A denoiser to call with ``cond={"label": ...}``.
+            A denoiser to call with ``cond={"label": ...}`` or ``cond={"tokens": ...}``.
 
         Raises:
-            ConfigError: if the model has no classes and scale is not 1.
+            ConfigError: if the model has neither classes nor captions and scale is not 1.
         """
         if scale == 1:
             return self.denoiser
-        if not self.config.classes:
+        if not self.config.null:
             raise ConfigError(
                 f"Guidance {scale:g} for the model {self.config.name!r}",
-                "Only a class-conditional model can be guided; 1 means no guidance",
+                "Only a class-conditional model can be guided, or one that reads captions; 1 means no guidance",
                 "Leave the guidance out, or load a class-conditional model",
             )
-        return ClassifierFree(self.denoiser, scale, uncond={"label": torch.tensor([self.config.n_classes])})
+        return ClassifierFree(self.denoiser, scale, uncond=self.config.null)
+
+    def cond_of_captions(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """Turn captions into the condition of this model.
+
+        Args:
+            captions: n of them.
+
+        Returns:
+            {"tokens": int64 of shape (n, length)}, on the model's device.
+
+        Raises:
+            ConfigError: if the model reads no captions, or a caption is empty or too long.
+            UnknownName: if it does not know a word.
+        """
+        if self.config.captions is None:
+            raise ConfigError(
+                f"Captions for the model {self.config.name!r}",
+                f"It is told {'a class' if self.config.classes else 'nothing'}",
+                "Leave the captions out, or load a caption-conditional model",
+            )
+        return {"tokens": self.config.captions.encode(captions).to(self.device)}
 
 
 def save_model(
@@ -269,12 +184,13 @@ def _folder_of(name_or_dir: str | Path) -> Path:
 
 
 def _built(config: ModelConfig, folder: Path) -> tuple[NetworkDenoiser, nn.Module]:
-    """Build what a configuration describes, and check that its network is made for its images and classes."""
+    """Build what a configuration describes, and check that its network is made for its images and conditions."""
     try:
         network = config.body()
         denoiser = config.denoiser(network)
-        for name, needed in (("channels", config.shape[0]), ("n_classes", config.n_classes)):
-            _require(getattr(network, name, needed) == needed, config, "network", f"made with {name}={needed}")
+        unread = {"n_tokens": 0, "caption_length": 0}
+        for name, needed in {**unread, "channels": config.shape[0], **config.conditions}.items():
+            require(getattr(network, name, needed) == needed, config, "network", f"made with {name}={needed}")
     except FewstepError as error:
         raise CheckpointError(
             f"{folder / 'config.json'} describes a model that cannot be built ({error})",

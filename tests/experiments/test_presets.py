@@ -5,23 +5,35 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewstep.data import ImageData
+from fewstep.data import ImageData, Images, Scenes
 from fewstep.experiments import PRESETS
 from fewstep.training import model_config
 
 _IMAGES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
-_PARAMETERS = {"digits": (0.2e6, 0.4e6), "mnist": (1.3e6, 1.8e6), "cifar10": (15e6, 22.5e6)}
+_PARAMETERS = {
+    "digits": (0.2e6, 0.4e6),
+    "mnist": (1.3e6, 1.8e6),
+    "cifar10": (15e6, 22.5e6),
+    "scenes": (2e6, 2.7e6),
+}
+
+
+def _data(name: str) -> Images:
+    if name == "scenes":
+        return Scenes()
+    images = torch.zeros(2, *_IMAGES[name], dtype=torch.uint8)
+    return ImageData(images, torch.tensor([0, 9]), tuple("0123456789"), name)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_build_networks_of_their_size(name: str) -> None:
-    images = torch.zeros(2, *_IMAGES[name], dtype=torch.uint8)
-    data = ImageData(images, torch.tensor([0, 9]), tuple("0123456789"), name)
+    data = _data(name)
     config = model_config(PRESETS[name], data)
     network = config.body()
     low, high = _PARAMETERS[name]
     assert low < sum(parameter.numel() for parameter in network.parameters()) < high
-    assert (config.shape, config.n_classes) == (_IMAGES[name], 10)
+    assert (config.shape, config.n_classes) == (data.shape, len(data.classes))
+    cond = data.batch(torch.tensor([0, 1])).cond
     with torch.no_grad():
-        out = network(torch.zeros(2, *config.shape), torch.tensor([0.1, 0.9]), {"label": torch.tensor([3, 10])})
+        out = network(torch.zeros(2, *config.shape), torch.tensor([0.1, 0.9]), cond)
     assert bool(out.isfinite().all())

@@ -115,7 +115,9 @@ def test_class_dropout_replaces_labels_by_the_null_class() -> None:
     batch = Batch(torch.zeros(4000, 1, 1, 1), {"label": labels})
     for dropout in (0.0, 0.25, 1.0):
         objective = Denoising(
-            NetworkDenoiser(network, PREDICTIONS["x0"](), SCHEDULE), n_classes=7, class_dropout=dropout
+            NetworkDenoiser(network, PREDICTIONS["x0"](), SCHEDULE),
+            null={"label": torch.tensor([7])},
+            class_dropout=dropout,
         )
         objective.per_sample(batch, seeded("drop"))
         assert network.cond is not None

@@ -94,7 +94,7 @@ def test_the_objective_is_the_configured_one(tmp_path: Path, data: ImageData) ->
     assert isinstance(objective, Denoising)
     assert objective.draw == LogitNormalDraw(mean=-0.4, std=1.3)
     assert objective.weight == MinSNR(gamma=3.0)
-    assert (objective.n_classes, objective.class_dropout) == (10, 0.27)
+    assert (objective.null, objective.class_dropout) == ({"label": torch.tensor([10])}, 0.27)
     assert (objective.denoiser.label, vars(objective.denoiser.prediction)) == ("edm", {"sigma_data": 0.7})
     assert vars(objective.denoiser.schedule)["sigma_max"] == 20.0
 
@@ -103,7 +103,7 @@ def test_an_unconditional_run_is_told_no_class(tmp_path: Path, data: ImageData) 
     blind = dataclasses.replace(RUN, diffusion=dataclasses.replace(RUN.diffusion, conditional=False))
     objective = build(blind, data, tmp_path).objective
     assert isinstance(objective, Denoising)
-    assert objective.n_classes == 0
+    assert objective.null == {}
     assert model_config(blind, data).classes == ()
     assert model_config(blind, data).body().n_classes == 0
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fewstep.errors import DataError
+from fewstep.networks import Vocabulary
 
-__all__ = ["Batch", "ImageData", "to_uint8", "to_unit"]
+__all__ = ["Batch", "ImageData", "Images", "to_uint8", "to_unit"]
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -49,6 +51,38 @@ class Batch:
         return Batch(self.x0.to(device, non_blocking=True), cond)
 
 
+class Images(Protocol):
+    """What a model can be trained on: numbered images of one size, told apart by nothing, by classes or by captions."""
+
+    @property
+    def name(self) -> str:
+        """What the data set is called in reports."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of every image."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; a batch then has the condition "label"."""
+        ...
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """Words of the captions; a batch then has the condition "tokens"."""
+        ...
+
+    def __len__(self) -> int:
+        """How many images an epoch has."""
+        ...
+
+    def batch(self, indices: Tensor, mirrored: Tensor | None = None) -> Batch:
+        """Take the images of some numbers, shape (b,), some of them mirrored left to right where bool (b,) says so."""
+        ...
+
+
 @dataclass(frozen=True)
 class ImageData:
     """A data set of images of one size, held in memory as bytes.
@@ -75,15 +109,18 @@ class ImageData:
                 "Images are uint8 of shape (n, c, h, w) with n of at least 1",
                 "Convert the images with fewstep.data.to_uint8 and stack them",
             )
-        if self.labels is not None and not self._labels_fit(self.labels):
+        if not self._labels_fit():
             raise DataError(
-                f"The data set {self.name!r} has {len(self.images)} images, {len(self.classes)} classes and labels of "
-                f"dtype {self.labels.dtype} and shape {tuple(self.labels.shape)}",
+                f"The data set {self.name!r} has {len(self.images)} images, {len(self.classes)} classes and "
+                + ("no labels" if self.labels is None else f"{self.labels.dtype} labels of shape {self.labels.shape}"),
                 "There is one int64 label per image, from 0 to the number of classes - 1",
                 "Correct the labels or the names of the classes",
             )
 
-    def _labels_fit(self, labels: Tensor) -> bool:
+    def _labels_fit(self) -> bool:
+        labels = self.labels
+        if labels is None:
+            return not self.classes
         if labels.shape != (len(self.images),) or labels.dtype != torch.int64:
             return False
         return 0 <= int(labels.min()) <= int(labels.max()) < len(self.classes)
@@ -96,6 +133,11 @@ class ImageData:
         """Channels, height and width of every image."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
+
+    @property
+    def vocabulary(self) -> None:
+        """Images in memory have no captions."""
+        return None
 
     @property
     def n_classes(self) -> int:

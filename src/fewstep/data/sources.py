@@ -1,7 +1,8 @@
-"""Where images come from: scikit-learn's digits, folders of pictures, parquet files, the Hugging Face hub.
+"""Where images come from: scikit-learn's digits, folders of pictures, parquet files, the Hugging Face hub, scenes.
 
-All of them become one :class:`ImageData`. The parquet layout is that of HF image data sets: a column `image` (or `img`)
-of encoded bytes and, when there are classes, an integer column `label` whose names stand in the file's metadata.
+All but the scenes, which are drawn when they are asked for, become one :class:`ImageData`. The parquet layout is that
+of HF image data sets: a column `image` (or `img`) of encoded bytes and, when there are classes, an integer column
+`label` whose names stand in the file's metadata.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ import torch
 from torch import Tensor
 
 from fewstep._files import require
-from fewstep.data.images import ImageData
+from fewstep.data.images import ImageData, Images
 from fewstep.data.pictures import check_form, decode, is_grey, resized, stack
+from fewstep.data.scenes import Scenes
 from fewstep.errors import ConfigError, DataError, choose
 
-__all__ = ["SOURCES", "digits", "hub", "image_folder", "load_data", "parquet"]
+__all__ = ["SOURCES", "digits", "folder_files", "hub", "image_folder", "load_data", "parquet"]
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 _MOST_CLASSES = 1_000_000  # a larger label is a mistake, and a name for each class would fill the memory
 _SPLITS = ("train", "test", "validation")
+_SEEDS = {split: seed for seed, split in enumerate(_SPLITS)}  # of the scenes
 
 
 def digits(size: int | None = None) -> ImageData:
@@ -68,6 +71,23 @@ def image_folder(path: str | Path, size: int | None = None, channels: int = 3) -
         ConfigError: if `size` or `channels` cannot be.
     """
     check_form(size, channels)
+    files, labels, classes = folder_files(path)
+    images = stack((decode(str(file), file, size, channels) for file in files), map(str, files))
+    return ImageData(images, labels, classes, Path(path).resolve().name)
+
+
+def folder_files(path: str | Path) -> tuple[list[Path], Tensor | None, tuple[str, ...]]:
+    """List the pictures of a folder without opening them.
+
+    Args:
+        path: as in :func:`image_folder`.
+
+    Returns:
+        The files in alphabetical order, their class indices or None, and the names of the classes.
+
+    Raises:
+        DataError: if the folder is missing, has no picture, or mixes pictures with class folders.
+    """
     folder = Path(path)
     files = sorted(file for file in folder.rglob("*") if _is_picture(file, folder))
     if not files:
@@ -84,9 +104,8 @@ def image_folder(path: str | Path, size: int | None = None, channels: int = 3) -
             "Either all pictures lie in class folders, or none does",
             "Move the pictures into class folders, or give the path of one class",
         )
-    images = stack((decode(str(file), file, size, channels) for file in files), map(str, files))
     labels = torch.tensor([classes.index(parts[0]) for parts in parents]) if classes else None
-    return ImageData(images, labels, classes, folder.resolve().name)
+    return files, labels, classes
 
 
 def _is_picture(file: Path, folder: Path) -> bool:
@@ -153,21 +172,34 @@ def hub(name: str, split: str = "train", size: int | None = None) -> ImageData:
     return _from_table(table, name.rpartition("/")[2], size)
 
 
-SOURCES: dict[str, Callable[..., ImageData]] = {
+def _scenes(place: str, split: str, size: int | None) -> Scenes:
+    """Scenes of a split, which is a seed of its own; the size may stand in the source or beside it."""
+    if place and (not place.isdecimal() or size not in (None, int(place))):
+        raise ConfigError(
+            f"The data source scenes:{place}" + (f" with size={size}" if size else ""),
+            "scenes, scenes:32 or scenes:64, and no other size beside it",
+            "Use scenes:64",
+        )
+    return Scenes(int(place) if place else size or 32, seed=choose(split, _SEEDS, "split"))
+
+
+SOURCES: dict[str, Callable[..., Images]] = {
     "digits": digits,
     "folder": image_folder,
     "parquet": parquet,
     "hf": hub,
+    "scenes": _scenes,
 }
+_FORMS = "digits, folder:PATH, parquet:PATH, hf:NAME, scenes and scenes:64"
 
 
-def load_data(source: str, split: str = "train", size: int | None = None) -> ImageData:
+def load_data(source: str, split: str = "train", size: int | None = None) -> Images:
     """Load images from a source written as one word.
 
     Args:
-        source: "digits", "folder:PATH", "parquet:PATH" or "hf:NAME".
-        split: for parquet and hf.
-        size: crop and resize to size x size; None takes images as they are.
+        source: "digits", "folder:PATH", "parquet:PATH", "hf:NAME", "scenes" or "scenes:64".
+        split: for parquet, hf and scenes.
+        size: crop and resize to size x size; None takes images as they are. Scenes are drawn in this size.
 
     Returns:
         The images.
@@ -179,10 +211,10 @@ def load_data(source: str, split: str = "train", size: int | None = None) -> Ima
     """
     kind, _, place = source.partition(":")
     choose(kind, SOURCES, "data source")
-    if (kind == "digits") == bool(place):
+    if kind != "scenes" and (kind == "digits") == bool(place):
         raise ConfigError(
             f"The data source {source!r}",
-            "Sources are digits, folder:PATH, parquet:PATH and hf:NAME",
+            f"Sources are {_FORMS}",
             "Write the place of the images after a colon; digits has none",
         )
     if kind == "digits":

@@ -1,7 +1,7 @@
 """Sampling a model by names: what `sample`, `compare`, `demo` and the benchmarks have in common.
 
-Image k of a run has the seed ``seed + k`` and, unless classes are asked for, the class ``(seed + k) mod n_classes``: so
-any image of any run can be made again alone, by its own seed.
+Image k of a run has the seed ``seed + k`` and, unless classes are asked for, the class ``(seed + k) mod n_classes``, or
+the caption of scene number ``seed + k``: so any image of any run can be made again alone, by its own seed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewstep.data import Scenes
 from fewstep.denoisers import Cond
 from fewstep.errors import ConfigError, choose
 from fewstep.models import Model
@@ -21,7 +22,18 @@ from fewstep.noise import SPACINGS, Grid, Karras, Schedule, Spacing, UniformLam,
 from fewstep.sampling import grid_for, sample, start_noise
 from fewstep.solvers import SOLVERS, Solver
 
-__all__ = ["Drawn", "GridChoice", "SamplePlan", "check_guidance", "conditions", "draw", "make_grid", "seeds_of"]
+__all__ = [
+    "Drawn",
+    "GridChoice",
+    "SamplePlan",
+    "captions_of",
+    "check_batch",
+    "check_guidance",
+    "conditions",
+    "draw",
+    "make_grid",
+    "seeds_of",
+]
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,10 @@ class GridChoice:
     spacing: str = "karras"
     kappa_max: float = 80.0
     kappa_min: float = 0.002
+
+    def describe(self, steps: int) -> str:
+        """Say in a protocol what the grid is."""
+        return f"{self.spacing}, kappa {self.kappa_max:g} to {self.kappa_min:g}, {steps} steps"
 
     def rule(self, schedule: Schedule) -> Spacing:
         """Spacing with this range on a schedule; uniform_time keeps the schedule's own range."""
@@ -69,6 +85,12 @@ def check_guidance(model: Model, scale: float) -> None:
     if not math.isfinite(scale):
         raise ConfigError(f"Guidance {scale}", "A finite scale, where 1 means none", "Use --guidance 1, or 2")
     model.guided(scale)
+
+
+def check_batch(batch_size: int) -> None:
+    """Refuse batches without an image."""
+    if batch_size < 1:
+        raise ConfigError(f"Batches of {batch_size} images", "One image or more", "Use --batch-size 64")
 
 
 def seeds_of(seed: int, n: int) -> range:
@@ -106,6 +128,36 @@ def conditions(model: Model, seeds: Sequence[int], classes: Sequence[int] = ()) 
     return torch.tensor([menu[seed % len(menu)] for seed in seeds])
 
 
+def captions_of(model: Model, seeds: Sequence[int], captions: Sequence[str] = ()) -> list[str] | None:
+    """Choose the caption of each image.
+
+    Args:
+        model: says whether it reads captions, and which words.
+        seeds: of the images.
+        captions: captions to walk through; if empty, those of the scenes, for a model with their vocabulary.
+
+    Returns:
+        One caption per image; None for a model that reads none.
+
+    Raises:
+        ConfigError: if captions are asked of a model that reads none or the reverse, or one is empty or too long.
+        UnknownName: if the model does not know a word.
+    """
+    vocabulary, test_bed = model.config.captions, Scenes()
+    if captions:
+        model.cond_of_captions(captions)
+        return [captions[seed % len(captions)] for seed in seeds]
+    if vocabulary is None:
+        return None
+    if vocabulary != test_bed.vocabulary:
+        raise ConfigError(
+            f"No captions for the model {model.config.name!r}",
+            "It reads captions, and other ones than those of the scenes, which could be taken by themselves",
+            "Give --captions",
+        )
+    return [str(scene) for scene in test_bed.shown(torch.tensor(seeds))]
+
+
 @dataclass(frozen=True)
 class SamplePlan:
     """What to sample.
@@ -119,6 +171,7 @@ class SamplePlan:
         guidance: scale; 1 is none.
         grid: levels.
         batch_size: images per call.
+        captions: captions to walk through; see :func:`captions_of`.
     """
 
     solver: str
@@ -129,10 +182,10 @@ class SamplePlan:
     guidance: float = 1.0
     grid: GridChoice = GridChoice()
     batch_size: int = 64
+    captions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"Batches of {self.batch_size} images", "One image or more", "Use --batch-size 64")
+        check_batch(self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -159,6 +212,7 @@ def draw(
     seeds: Sequence[int],
     *,
     labels: Tensor | None = None,
+    cond: Cond = None,
     guidance: float = 1.0,
     batch_size: int = 256,
     watch: Callable[[int, Tensor], None] | None = None,
@@ -171,6 +225,7 @@ def draw(
         grid: levels, of any schedule.
         seeds: one per image.
         labels: class of each image, shape (n,); None without classes.
+        cond: conditions other than classes, n rows each.
         guidance: scale; 1 is none.
         batch_size: images per call.
         watch: called with (step, x) after every step of every batch.
@@ -180,12 +235,13 @@ def draw(
     """
     rule = choose(solver, SOLVERS, "solver")() if isinstance(solver, str) else solver
     denoiser, start = model.guided(guidance), time.perf_counter()
+    wanted = {**({} if labels is None else {"label": labels}), **(cond or {})}
     images, nfe, network_evals = [], 0, 0
     for first in range(0, len(seeds), batch_size):
         chosen = slice(first, first + batch_size)
         x = start_noise(grid, model.shape, seeds[chosen]).to(model.device)
-        cond: Cond = None if labels is None else {"label": labels[chosen].to(model.device)}
-        run = sample(denoiser, rule, grid, x, cond=cond, watch=watch)
+        some = {name: value[chosen].to(model.device) for name, value in wanted.items()}
+        run = sample(denoiser, rule, grid, x, cond=some or None, watch=watch)
         # Only the end is kept: the trajectories of all batches would fill the memory.
         images.append(run.x.cpu())
         nfe, network_evals = run.nfe, run.network_evals

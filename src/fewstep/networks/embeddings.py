@@ -1,4 +1,4 @@
-r"""Noise labels and class labels as vectors: what conditions every block of a network.
+r"""Noise labels, class labels and captions as vectors: what conditions every block of a network.
 
 A noise label :math:`l` becomes :math:`(\cos f_k l, \sin f_k l)_k` with frequencies spread geometrically over [1, 100]
 radians per unit, so that labels 0.01 apart are told apart and the network stays smooth in between. A class label
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import ConfigError, DtypeError, ShapeError
+from fewstep.networks.caption import CaptionEncoder
+from fewstep.networks.layers import check_counts
 
 __all__ = ["ClassEmbedding", "Conditioning", "NoiseEmbedding"]
 
@@ -105,31 +107,44 @@ class ClassEmbedding(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """The sum of noise and class embeddings, passed through SiLU: one vector per sample for all blocks.
+    """The sum of noise, class and caption embeddings, passed through SiLU: one vector per sample for all blocks.
 
     Args:
         width: length of the vector, even.
-        n_classes: number of classes; 0 builds an unconditional network.
+        n_classes: number of classes; 0 builds a network that is told no class.
+        n_tokens: word numbers of captions, padding included; 0 builds a network that is told no caption.
+        caption_length: words of a caption; 0 without captions.
+
+    Raises:
+        ConfigError: if a number cannot be, or one of the last two is 0 and the other is not.
     """
 
-    def __init__(self, width: int, n_classes: int = 0) -> None:
+    def __init__(self, width: int, n_classes: int = 0, n_tokens: int = 0, caption_length: int = 0) -> None:
         super().__init__()
+        check_counts({"n_classes": n_classes, "n_tokens": n_tokens, "caption_length": caption_length}, least=0)
+        if bool(n_tokens) != bool(caption_length):
+            raise ConfigError(
+                f"n_tokens={n_tokens} with caption_length={caption_length}",
+                "Both are above 0 for a network that reads captions, and 0 for any other",
+                "Give both or neither",
+            )
         self.noise = NoiseEmbedding(width)
         self.classes = ClassEmbedding(n_classes, width) if n_classes else None
+        self.captions = CaptionEncoder(n_tokens, caption_length, width) if n_tokens else None
 
     def forward(self, noise_label: Tensor, cond: Mapping[str, Tensor] | None, batch: int) -> Tensor:
         """Embed what a network is told beside the image.
 
         Args:
             noise_label: shape (b,).
-            cond: None or {"label": int64 of shape (b,)}.
+            cond: None or {"label": int64 of shape (b,)} or {"tokens": int64 of shape (b, caption_length)}.
             batch: b.
 
         Returns:
             Shape (b, width).
 
         Raises:
-            ShapeError: if there is not one noise label, or not one class label, per sample.
+            ShapeError: if there is not one noise label, or not one class label or caption, per sample.
             ConfigError: if `cond` has anything that this network was not built for.
         """
         if noise_label.shape != (batch,):
@@ -138,15 +153,22 @@ class Conditioning(nn.Module):
                 "A network takes one noise label per sample, shape (b,)",
                 "Repeat the label for every sample of the batch",
             )
-        known = {"label"} if self.classes is not None else set()
-        unknown = sorted(set(cond or {}) - known)
+        given, known = cond or {}, self._known()
+        unknown = sorted(set(given) - set(known))
         if unknown:
             raise ConfigError(
                 f"A condition {unknown[0]!r} for a network that does not know it",
-                f"This network takes {'a class label' if known else 'no condition'}",
+                f"This network takes {' and '.join(known.values()) or 'no condition'}",
                 "Leave the condition out, or load a model that was trained with it",
             )
         vector: Tensor = self.noise(noise_label)
         if self.classes is not None:
-            vector = vector + self.classes(cond.get("label") if cond else None, batch)
+            vector = vector + self.classes(given.get("label"), batch)
+        if self.captions is not None:
+            vector = vector + self.captions(given.get("tokens"), batch)
         return nn.functional.silu(vector)
+
+    def _known(self) -> dict[str, str]:
+        """Name the conditions that this network takes, and what they are."""
+        parts = {"label": ("a class label", self.classes), "tokens": ("a caption", self.captions)}
+        return {name: what for name, (what, part) in parts.items() if part is not None}

@@ -31,7 +31,9 @@ class SpaceToDepthNet(nn.Module):
         heads: attention heads after the middle block; 0 leaves the attention out.
         detail: channels of the two convolutions at full resolution.
         embedding: length of the conditioning vector.
-        n_classes: number of classes; 0 is unconditional, and the index `n_classes` is the null class.
+        n_classes: number of classes; 0 for none, and the index `n_classes` is the null class.
+        n_tokens: word numbers of captions, padding included; 0 for a network that reads no captions.
+        caption_length: words of a caption, padding included.
 
     Raises:
         ConfigError: if a number cannot be.
@@ -47,12 +49,15 @@ class SpaceToDepthNet(nn.Module):
         detail: int = 8,
         embedding: int = 128,
         n_classes: int = 0,
+        n_tokens: int = 0,
+        caption_length: int = 0,
     ) -> None:
         super().__init__()
         check_counts({"channels": channels, "patch": patch, "width": width, "blocks": blocks, "detail": detail})
         check_counts({"heads": heads, "n_classes": n_classes}, least=0)
         self.channels, self.patch, self.n_classes = channels, patch, n_classes
-        self.conditioning = Conditioning(embedding, n_classes)
+        self.n_tokens, self.caption_length = n_tokens, caption_length
+        self.conditioning = Conditioning(embedding, n_classes, n_tokens, caption_length)
         self.detail_in = nn.Conv2d(channels, detail, 3, padding=1)
         self.fold = nn.Conv2d((channels + detail) * patch**2, width, 1)
         self.blocks = nn.ModuleList(ResBlock(width, width, embedding) for _ in range(blocks))
@@ -67,13 +72,13 @@ class SpaceToDepthNet(nn.Module):
         Args:
             x: network input of shape (b, channels, h, w), about unit variance.
             noise_label: shape (b,).
-            cond: None or {"label": int64 of shape (b,)}.
+            cond: None, {"label": int64 of shape (b,)} or {"tokens": int64 of shape (b, caption_length)}.
 
         Returns:
             Shape of x.
 
         Raises:
-            ShapeError: if x or a label has the wrong shape.
+            ShapeError: if x, a label or a caption has the wrong shape.
             ConfigError: if `cond` has anything that this network was not built for.
         """
         check_images(x, self.channels, self.patch)

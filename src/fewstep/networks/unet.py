@@ -71,7 +71,9 @@ class UNet(nn.Module):
         heads: attention heads; 0 leaves attention out.
         attention_levels: how many of the last (lowest) levels have attention in every block; the middle always has it.
         embedding: length of the conditioning vector.
-        n_classes: number of classes; 0 is unconditional, and the index `n_classes` is the null class.
+        n_classes: number of classes; 0 for none, and the index `n_classes` is the null class.
+        n_tokens: word numbers of captions, padding included; 0 for a network that reads no captions.
+        caption_length: words of a caption, padding included.
 
     Raises:
         ConfigError: if there is no level or no block, more attention levels than levels, or a number that cannot be.
@@ -87,6 +89,8 @@ class UNet(nn.Module):
         attention_levels: int = 0,
         embedding: int = 128,
         n_classes: int = 0,
+        n_tokens: int = 0,
+        caption_length: int = 0,
     ) -> None:
         super().__init__()
         check_counts({"channels": channels, "width": width, "blocks": blocks})
@@ -99,10 +103,11 @@ class UNet(nn.Module):
                 "Use multipliers=(1, 2, 2), attention_levels=0",
             )
         self.channels, self.n_classes = channels, n_classes
+        self.n_tokens, self.caption_length = n_tokens, caption_length
         self.multiple = 2 ** (len(multipliers) - 1)
         widths = [width * multiplier for multiplier in multipliers]
         attend = [heads if i >= len(widths) - attention_levels else 0 for i in range(len(widths))]
-        self.conditioning = Conditioning(embedding, n_classes)
+        self.conditioning = Conditioning(embedding, n_classes, n_tokens, caption_length)
         self.conv_in = nn.Conv2d(channels, width, 3, padding=1)
         remembered = self._build_encoder(width, widths, attend, blocks, embedding)
         self.middle = nn.ModuleList(
@@ -147,13 +152,13 @@ class UNet(nn.Module):
         Args:
             x: network input of shape (b, channels, h, w), about unit variance.
             noise_label: shape (b,).
-            cond: None or {"label": int64 of shape (b,)}.
+            cond: None, {"label": int64 of shape (b,)} or {"tokens": int64 of shape (b, caption_length)}.
 
         Returns:
             Shape of x.
 
         Raises:
-            ShapeError: if x or a label has the wrong shape.
+            ShapeError: if x, a label or a caption has the wrong shape.
             ConfigError: if `cond` has anything that this network was not built for.
         """
         check_images(x, self.channels, self.multiple)

@@ -9,7 +9,7 @@ Its minimum is the posterior mean: with a perfect network the loss is not zero b
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor
@@ -32,8 +32,9 @@ class Denoising:
         denoiser: network, prediction and schedule.
         draw: density of the training times.
         weight: weight of each noise level.
-        n_classes: classes of the condition; its index is the null class. 0 trains without a condition.
-        class_dropout: probability of replacing a label by the null class, which guidance needs; in [0, 1].
+        null: the condition that says nothing, one row (1, *s) for each entry that the network is told; empty trains
+            without a condition.
+        class_dropout: probability of replacing a sample's condition by `null`, which guidance needs; in [0, 1].
 
     Raises:
         ConfigError: if the dropout is no probability.
@@ -46,7 +47,7 @@ class Denoising:
     denoiser: NetworkDenoiser
     draw: Draw = UniformDraw()
     weight: Weight = Plain()
-    n_classes: int = 0
+    null: Mapping[str, Tensor] = field(default_factory=dict)
     class_dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -82,8 +83,12 @@ class Denoising:
         return self.weight(prediction, level).to(error) * error.flatten(1).mean(dim=1)
 
     def _condition(self, batch: Batch, generator: Generator) -> Mapping[str, Tensor] | None:
-        if not self.n_classes or batch.cond is None:
+        if not self.null or batch.cond is None:
             return None
-        label = batch.cond["label"]
-        dropped = (torch.rand(len(batch), generator=generator) < self.class_dropout).to(label.device)
-        return {"label": label.masked_fill(dropped, self.n_classes)}
+        dropped = torch.rand(len(batch), generator=generator) < self.class_dropout
+        return {name: _replaced(batch.cond[name], dropped, row) for name, row in self.null.items()}
+
+
+def _replaced(values: Tensor, chosen: Tensor, row: Tensor) -> Tensor:
+    """Put a row (1, *s) in the place of the chosen (b,) rows of values (b, *s)."""
+    return torch.where(chosen.to(values.device).reshape(-1, *[1] * (values.ndim - 1)), row.to(values), values)

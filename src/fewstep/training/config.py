@@ -52,8 +52,8 @@ class DiffusionConfig:
         label: what it reads as its noise level, a name in LABELS.
         draw: density of the training times.
         weight: weight of each noise level.
-        conditional: whether it is told the class, when the data has classes.
-        class_dropout: probability of training without the label, for guidance.
+        conditional: whether it is told the class or the caption, when the data has them.
+        class_dropout: probability of training without the class or caption, for guidance.
     """
 
     prediction: Part = Part("flow")
@@ -152,7 +152,7 @@ class RunConfig:
     Args:
         name: what the model will be called; empty names it after the data.
         data: a source for :func:`fewstep.data.load_data`.
-        network: name in NETWORKS and arguments; channels and classes come from the data.
+        network: name in NETWORKS and arguments; channels, classes and captions come from the data.
         diffusion: what it learns.
         train: how.
         size: crop and resize images to size x size pixels; 0 takes them as they are.

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from fewstep._files import output_dir
-from fewstep.data import ImageData, load_data
+from fewstep.data import Images, load_data
 from fewstep.errors import ConfigError
 from fewstep.losses import WEIGHTS
 from fewstep.models import Model, ModelConfig, Part, load_model, save_model
@@ -21,7 +21,7 @@ from fewstep.training.trainer import StepReport, Trainer
 __all__ = ["build", "model_config", "train_model", "train_steps"]
 
 
-def model_config(config: RunConfig, data: ImageData) -> ModelConfig:
+def model_config(config: RunConfig, data: Images) -> ModelConfig:
     """Describe the model that a run makes: the run's own parts, and what follows from the data.
 
     Args:
@@ -29,14 +29,24 @@ def model_config(config: RunConfig, data: ImageData) -> ModelConfig:
         data: its images.
 
     Returns:
-        The description; the network's channels and classes are those of the data.
+        The description; the network's channels, classes and captions are those of the data.
 
     Raises:
-        ConfigError: if the network is given other channels or classes than the data has.
+        ConfigError: if the network is given other channels, classes or captions than the data has.
     """
-    classes = data.classes if config.diffusion.conditional and data.labels is not None else ()
-    recipe = config.to_json()
-    follows = {"channels": data.shape[0], "n_classes": len(classes)}
+    recipe, told = config.to_json(), config.diffusion.conditional
+    described = ModelConfig(
+        name=config.name or data.name,
+        network=config.network,
+        prediction=config.diffusion.prediction,
+        schedule=config.diffusion.schedule,
+        shape=data.shape,
+        label=config.diffusion.label,
+        classes=data.classes if told else (),
+        facts={"data": data.name, "images": len(data), "diffusion": recipe["diffusion"], "train": recipe["train"]},
+        captions=data.vocabulary if told else None,
+    )
+    follows = {"channels": data.shape[0], **described.conditions}
     for name, value in follows.items():
         if config.network.arguments.get(name, value) != value:
             raise ConfigError(
@@ -44,19 +54,10 @@ def model_config(config: RunConfig, data: ImageData) -> ModelConfig:
                 f"This follows from the data and diffusion.conditional: {name}={value}",
                 f"Leave network.{name} out",
             )
-    return ModelConfig(
-        name=config.name or data.name,
-        network=Part(config.network.name, {**config.network.arguments, **follows}),
-        prediction=config.diffusion.prediction,
-        schedule=config.diffusion.schedule,
-        shape=data.shape,
-        label=config.diffusion.label,
-        classes=classes,
-        facts={"data": data.name, "images": len(data), "diffusion": recipe["diffusion"], "train": recipe["train"]},
-    )
+    return replace(described, network=Part(config.network.name, {**config.network.arguments, **follows}))
 
 
-def build(config: RunConfig, data: ImageData, folder: str | Path) -> Trainer:
+def build(config: RunConfig, data: Images, folder: str | Path) -> Trainer:
     """Make the trainer of a run of ordinary denoising, resumed if the folder holds its checkpoint.
 
     Args:
@@ -79,7 +80,7 @@ def build(config: RunConfig, data: ImageData, folder: str | Path) -> Trainer:
         described.denoiser(network),
         config.diffusion.draw.build(DRAWS, "draw"),
         config.diffusion.weight.build(WEIGHTS, "weight"),
-        described.n_classes,
+        described.null,
         config.diffusion.class_dropout,
     )
     # The images themselves must agree on resuming, not the place they came from.
@@ -88,7 +89,7 @@ def build(config: RunConfig, data: ImageData, folder: str | Path) -> Trainer:
     return Trainer(config.train, objective, players, data, place, {**config.to_json(), "data": seen})
 
 
-def train_steps(config: RunConfig, folder: str | Path, *, data: ImageData | None = None) -> Iterator[StepReport]:
+def train_steps(config: RunConfig, folder: str | Path, *, data: Images | None = None) -> Iterator[StepReport]:
     """Train a model and write its folder, giving the caller the loop.
 
     The folder becomes a model folder at the first checkpoint and is renewed at every later one, so an interrupted run
@@ -114,7 +115,7 @@ def train_steps(config: RunConfig, folder: str | Path, *, data: ImageData | None
     return _run(build(config, data, folder), model_config(config, data), folder)
 
 
-def train_model(config: RunConfig, folder: str | Path, *, data: ImageData | None = None) -> Model:
+def train_model(config: RunConfig, folder: str | Path, *, data: Images | None = None) -> Model:
     """Train a model to the end and load it; raises what :func:`train_steps` raises.
 
     Args:

@@ -18,7 +18,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from fewstep._files import require
-from fewstep.data import Batch, ImageData, indices_of_step, seeded
+from fewstep.data import Batch, Images, indices_of_step, seeded
 from fewstep.errors import CheckpointError, NonFiniteError, choose
 from fewstep.objectives import GENERATOR, Objective, Turn
 from fewstep.training.checkpoint import Checkpoint, join, latest, read_checkpoint, split, write_checkpoint
@@ -78,7 +78,7 @@ class Trainer:
         config: TrainConfig,
         objective: Objective,
         players: Mapping[str, nn.Module],
-        data: ImageData,
+        data: Images,
         folder: str | Path,
         described: Mapping[str, Any],
     ) -> None:
