@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fewstep.errors import DataError, NonFiniteError, ShapeError
 
-__all__ = ["Moments", "frechet_distance"]
+__all__ = ["Moments", "check_dims", "frechet_distance", "square_root"]
 
 
 class Moments:
@@ -76,6 +76,23 @@ class Moments:
         moments._scatter = (n - 1) * _float64((cov + cov.mT) / 2)
         return moments
 
+    @classmethod
+    def from_scatter(cls, mean: Tensor, scatter: Tensor, n: int) -> Moments:
+        """Make the moments again whose `mean`, `scatter` and `n` these are, bitwise; for files that fewstep wrote.
+
+        Args:
+            mean: shape (dim,), float64.
+            scatter: sum of the outer products of the distances from the mean, shape (dim, dim), float64.
+            n: number of samples, 0 for moments of none.
+
+        Returns:
+            Moments with these values.
+        """
+        moments = cls()
+        if n:
+            moments._n, moments._mean, moments._scatter = n, mean.clone(), scatter.clone()
+        return moments
+
     @property
     def n(self) -> int:
         """Number of samples so far."""
@@ -100,6 +117,11 @@ class Moments:
             raise _too_few(self._n)
         return self._scatter / (self._n - 1)
 
+    @property
+    def scatter(self) -> Tensor:
+        """Sum of the outer products of the distances from the mean, shape (dim, dim), float64; cov is it / (n - 1)."""
+        return self._scatter.clone()
+
     def update(self, features: Tensor) -> None:
         """Add a batch of samples.
 
@@ -121,36 +143,39 @@ class Moments:
             return
         rows = _float64(features)
         mean = rows.mean(0)
-        centred = rows - mean
-        self._join(len(rows), mean, centred.mT @ centred)
+        step = self._move(len(rows), mean)
+        # The step between the means is one more row, so a large scatter is read and written once a batch, in place.
+        centred = torch.cat([rows - mean, step[None]])
+        self._scatter.addmm_(centred.mT, centred)
 
-    def merge(self, other: Moments) -> Moments:
-        """Join two sets of samples; neither of the two objects changes.
+    def merge(self, *others: Moments) -> Moments:
+        """Join sets of samples; none of the objects changes.
 
         Args:
-            other: moments of further samples of the same features.
+            *others: moments of further samples of the same features.
 
         Returns:
             Moments of all of them together.
 
         Raises:
-            ShapeError: if both have samples, of unlike dimensions.
+            ShapeError: if two of them have samples of unlike dimensions.
         """
         merged = Moments()
-        for part in (self, other):
+        for part in (self, *others):
             if part._n:
-                _check_dims(merged if merged._n else part, part)
-                merged._join(part._n, part._mean, part._scatter)
+                check_dims(merged.dim or part.dim, part.dim)
+                step = merged._move(part._n, part._mean)
+                merged._scatter.add_(part._scatter).addr_(step, step)
         return merged
 
-    def _join(self, n: int, mean: Tensor, scatter: Tensor) -> None:
+    def _move(self, n: int, mean: Tensor) -> Tensor:
+        """Count n more samples and move the mean; returns the vector whose outer product the scatter grows by."""
         if self._n == 0:
-            self._n, self._mean, self._scatter = n, mean.clone(), scatter.clone()
-            return
-        total = self._n + n
-        delta = mean - self._mean
-        self._scatter = self._scatter + scatter + torch.outer(delta, delta) * (self._n * n / total)
+            self._mean, self._scatter = torch.zeros_like(mean), mean.new_zeros(len(mean), len(mean))
+        total, delta = self._n + n, mean - self._mean
+        step: Tensor = delta * (self._n * n / total) ** 0.5
         self._mean, self._n = self._mean + delta * (n / total), total
+        return step
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
@@ -177,16 +202,23 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     for moments in (a, b):
         if moments.n < 2:
             raise _too_few(moments.n)
-    _check_dims(a, b)
+    check_dims(a.dim, b.dim)
     cov_a, cov_b = a.cov, b.cov
-    cross = torch.linalg.svdvals(_square_root(cov_a) @ _square_root(cov_b)).sum()
+    cross = torch.linalg.svdvals(square_root(cov_a) @ square_root(cov_b)).sum()
     shift = (a.mean - b.mean).square().sum()
     # Rounding can leave -1e-15 where the mathematics says zero.
     return max(0.0, float(shift + cov_a.trace() + cov_b.trace() - 2 * cross))
 
 
-def _square_root(cov: Tensor) -> Tensor:
-    """Take the square root of a positive semidefinite matrix; eigenvalues that are only rounding count as zero."""
+def square_root(cov: Tensor) -> Tensor:
+    """Take the square root of a covariance; eigenvalues that are only rounding count as zero.
+
+    Args:
+        cov: positive semidefinite, shape (dim, dim), float64.
+
+    Returns:
+        The symmetric root, shape (dim, dim).
+    """
     values, vectors = torch.linalg.eigh(cov)
     floor = values[-1].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps
     root: Tensor = (vectors * torch.where(values > floor, values, 0).sqrt()) @ vectors.mT
@@ -207,10 +239,11 @@ def _check_finite(x: Tensor, what: str) -> None:
         )
 
 
-def _check_dims(a: Moments, b: Moments) -> None:
-    if a.dim != b.dim:
+def check_dims(a: int, b: int) -> None:
+    """Refuse to compare features of unlike dimensions; ShapeError."""
+    if a != b:
         raise ShapeError(
-            f"Features of {a.dim} and of {b.dim} dimensions",
+            f"Features of {a} and of {b} dimensions",
             "A distance compares one kind of features",
             "Compute both sides with the same features",
         )

@@ -6,6 +6,8 @@ A picture is what an 8-bit file can hold, so every metric rounds before it looks
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from fewstep.errors import ConfigError, DataError, DtypeError, NonFiniteError
 from fewstep.features.base import Features
 from fewstep.metrics.frechet import Moments
 
-__all__ = ["image_moments", "round_to_8bit"]
+__all__ = ["image_features", "image_moments", "round_to_8bit"]
 
 
 def round_to_8bit(images: Tensor) -> Tensor:
@@ -49,13 +51,36 @@ def image_moments(features: Features, images: Tensor, batch_size: int = 250) -> 
         DataError: if the pixels can only be in 0..255.
         ShapeError: if the images do not have the shape that the features read.
     """
+    moments = Moments()
+    for vectors in image_features(features, images, batch_size):
+        moments.update(vectors)
+    return moments
+
+
+@torch.no_grad()
+def image_features(features: Features, images: Tensor, batch_size: int = 250) -> Iterator[Tensor]:
+    """Compute the features of images, rounded to 8 bits.
+
+    Args:
+        features: as for :func:`image_moments`.
+        images: as there.
+        batch_size: as there.
+
+    Yields:
+        Vectors of one batch, shape (b, dim).
+
+    Raises:
+        ConfigError: as :func:`image_moments`.
+        DtypeError: as there.
+        NonFiniteError: as there.
+        DataError: as there.
+        ShapeError: as there.
+    """
     if batch_size < 1:
         raise ConfigError(f"batch_size = {batch_size}", "A batch has at least one image", "Pass batch_size=250")
-    moments = Moments()
     for batch in torch.split(images, batch_size):
         _check_values(batch)
-        moments.update(features(round_to_8bit(batch)))
-    return moments
+        yield features(round_to_8bit(batch))
 
 
 def _check_values(images: Tensor) -> None:

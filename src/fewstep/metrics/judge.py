@@ -1,8 +1,10 @@
 """Judges: features and the moments of real images in them, in one folder, so that nobody needs the images again.
 
 A folder holds what :func:`fewstep.features.save_classifier` writes plus ``statistics.safetensors`` (mean, cov, n) of
-the reference split. `config.json` states the data, the split, the accuracy and the *floors*: what the distance is
-between sets of real images. A generator cannot be told apart from real data below them.
+the reference split and, in ``rows.safetensors``, some of its vectors with their classes and the spread inside each
+class, for the metrics that look at single images or classes. `config.json` states the data, the split, the accuracy and
+the *floors*: what the distance is between sets of real images. A generator cannot be told apart from real data below
+them.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from fewstep.errors import CheckpointError, choose
 from fewstep.features import ClassifierFeatures, load_classifier, save_classifier
 from fewstep.metrics.frechet import Moments, frechet_distance
 from fewstep.metrics.images import image_moments
+from fewstep.metrics.protocol import ReferenceId
+from fewstep.metrics.reference_set import Reference
+from fewstep.metrics.summary import FeatureSet
 
 __all__ = ["JUDGES", "Judge", "judge_images", "load_judge", "save_judge"]
 
@@ -35,12 +40,15 @@ class Judge:
     Args:
         features: the classifier's features; their name carries the fingerprint of the weights.
         reference: moments of the reference split.
-        facts: JSON-able: "data", "split", "n", "accuracy", "floors", and how the classifier was trained.
+        facts: JSON-able: "data", "split", "n", "accuracy", "floors", how the classifier was trained, and with `kept`
+            "images", the hash of the reference's images, and "classes".
+        kept: summary of the reference with some of its vectors, or None where moments are all there is.
     """
 
     features: ClassifierFeatures
     reference: Moments
     facts: Mapping[str, Any]
+    kept: FeatureSet | None = None
 
     def distance(self, images: Tensor | Moments) -> float:
         """Measure the Fréchet distance of images, or of their moments, to the reference.
@@ -53,6 +61,14 @@ class Judge:
         """
         moments = images if isinstance(images, Moments) else judge_images(self, images)
         return frechet_distance(moments, self.reference)
+
+    def reference_set(self) -> Reference:
+        """Give the reference with its name and hash; without kept vectors it has moments alone."""
+        moments = self.reference
+        summary = self.kept or FeatureSet.from_moments(moments.mean, moments.cov, moments.n)
+        content = self.facts.get("images") or fingerprint(_statistics(moments))
+        identity = ReferenceId(self.facts["data"], self.facts["split"], moments.n, content)
+        return Reference(identity, {self.features.name: summary})
 
     def describe(self, n: int) -> str:
         """Say in one line what a distance of n images to this reference is.
@@ -99,10 +115,28 @@ def save_judge(folder: str | Path, judge: Judge) -> None:
     Raises:
         OutputError: if the folder cannot be written.
     """
-    reference = judge.reference
-    statistics = {"mean": reference.mean, "cov": reference.cov, "n": torch.tensor(reference.n)}
+    statistics, facts = _statistics(judge.reference), dict(judge.facts)
     write_tensors(Path(folder) / "statistics.safetensors", statistics)
-    save_classifier(folder, judge.features, {**judge.facts, "statistics": fingerprint(statistics)})
+    if judge.kept is not None:
+        rows = _rows(judge.kept)
+        write_tensors(Path(folder) / "rows.safetensors", rows)
+        facts["rows"] = fingerprint(rows)
+    save_classifier(folder, judge.features, {**facts, "statistics": fingerprint(statistics)})
+
+
+def _statistics(moments: Moments) -> dict[str, Tensor]:
+    return {"mean": moments.mean, "cov": moments.cov, "n": torch.tensor(moments.n)}
+
+
+def _rows(kept: FeatureSet) -> dict[str, Tensor]:
+    """What a summary holds beside its moments; float16 is finer than the features' own noise, and half the size."""
+    state = {name: value for name, value in kept.state().items() if not name.startswith("group_")}
+    return {**state, "rows": state["rows"].to(torch.float16)}
+
+
+def _kept(rows: Mapping[str, Tensor], moments: Moments) -> FeatureSet:
+    groups = {"group_n": torch.tensor([moments.n]), "group_mean": moments.mean[None]}
+    return FeatureSet.from_state({**rows, **groups, "group_scatter": moments.scatter[None]})
 
 
 def load_judge(name: str | Path) -> Judge:
@@ -130,4 +164,13 @@ def load_judge(name: str | Path) -> Judge:
             "Restore both files from one copy, or train the judge again",
         )
     reference = Moments.from_statistics(statistics["mean"], statistics["cov"], int(statistics["n"]))
-    return Judge(features, reference, facts)
+    if "rows" not in facts:
+        return Judge(features, reference, facts)
+    rows = read_tensors(folder / "rows.safetensors")
+    if fingerprint(rows) != facts["rows"]:
+        raise CheckpointError(
+            f"The vectors in {folder / 'rows.safetensors'} are not those that its config.json names",
+            "rows.safetensors and config.json were written together",
+            "Restore both files from one copy, or make the rows again",
+        )
+    return Judge(features, reference, facts, _kept(rows, reference))
