@@ -85,12 +85,13 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def write_atomic(path: str | Path, data: bytes) -> None:
+def write_atomic(path: str | Path, data: bytes, *, durable: bool = True) -> None:
     """Write a file so that it is there with all of its bytes, or as it was before.
 
     Args:
         path: the file; its folder must exist.
         data: the whole content.
+        durable: wait for the disk; without it a crash of the machine, not of the program, may leave the file empty.
 
     Raises:
         OutputError: if the folder is read only, missing or full; no partial file stays behind.
@@ -101,9 +102,11 @@ def write_atomic(path: str | Path, data: bytes) -> None:
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-        _fsync(path.parent)
+        if durable:
+            _fsync(path.parent)
     except OSError as error:
         _unwritable(path, error)
     finally:

@@ -76,6 +76,11 @@ def test_distances_come_from_the_models_own_judge(cli: Cli, judged: Path, tmp_pa
     expected = frechet_distance(image_moments(features, images), real)
     assert report["cells"][0]["distance"] == pytest.approx(expected, rel=1e-4)
     assert report["reference"]["distance"] > 0
+    for cell in report["cells"]:
+        assert cell["quality"]["fd"]["value"] == cell["distance"]
+        assert cell["quality"]["fd"]["low"] < cell["distance"] < cell["quality"]["fd"]["high"]
+        assert f"solver {cell['solver']}" in cell["lines"][0]
+        assert "in random@" in cell["lines"][0]
 
 
 def held(sheet: numpy.ndarray, picture: numpy.ndarray) -> int:

@@ -28,10 +28,11 @@ def test_solvers(cli: Cli) -> None:
         "evodiff": ["2", "no", "10"],
         "evodiff_paper": ["2", "no", "11"],
         "heun": ["2", "no", "20"],
-        "ipndm": ["4", "no", "10"],
+        "ipndm": ["4*", "no", "10"],
         "unipc": ["2", "no", "10"],
     }
     assert {name: row for name, row in rows(ran.out).items() if name in expected} == expected
+    assert "* on steps of equal length in kappa" in ran.out, "the condition of its order"
     assert SOLVERS.keys() <= rows(ran.out).keys(), "a solver is not listed"
 
 

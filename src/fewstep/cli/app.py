@@ -51,6 +51,9 @@ def sample(
     seed: SeedOption = 0,
     out: OutOption = Path("samples"),
     classes: Annotated[str, typer.Option(help="Classes to walk through, such as 3 or 0,1,2; all if omitted.")] = "",
+    captions: Annotated[
+        list[str] | None, typer.Option(help="A caption, or a file with one per line; may be repeated.")
+    ] = None,
     guidance: GuidanceOption = 1.0,
     grid: GridOption = "karras",
     kappa_max: KappaMaxOption = 80.0,
@@ -60,11 +63,11 @@ def sample(
 ) -> None:
     """Sample images; writes one PNG per image, grid.png and sample.json."""
     from fewstep.cli.commands import run_sample
-    from fewstep.cli.shell import numbers
+    from fewstep.cli.shell import lines, numbers
     from fewstep.experiments.runs import GridChoice, SamplePlan
 
-    chosen = GridChoice(grid, kappa_max, kappa_min)
-    plan = SamplePlan(solver, nfe, n, seed, numbers(classes, "--classes"), guidance, chosen, batch_size)
+    chosen, said = GridChoice(grid, kappa_max, kappa_min), lines(captions or [], "--captions")
+    plan = SamplePlan(solver, nfe, n, seed, numbers(classes, "--classes"), guidance, chosen, batch_size, said)
     run_sample(model, plan, out, device)
 
 
@@ -96,10 +99,108 @@ def compare(
 
 
 @app.command()
+def evaluate(
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="A bundled model, a model folder, pipeline:PATH_OR_ID (diffusers), folder:PATH, npz:PATH, "
+            "parquet:PATH or hf:NAME."
+        ),
+    ],
+    reference: Annotated[
+        str,
+        typer.Option(help="A judge, npz:PATH with statistics, or images as WHAT; the model's own judge if omitted."),
+    ] = "",
+    metrics: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: fd, fd_inf, kid, mmd, prdc, is, clip, rho, sw, c2st, memorisation. "
+            "Default fd,kid,prdc; fd,clip with --protocol."
+        ),
+    ] = "",
+    features: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: pixels, random-conv, classifier (trained on the spot), classifier:FOLDER, "
+            "cifar-resnet:FILE, squeezenet:FILE, inception:FILE, clip:PATH_OR_ID, dinov2:PATH_OR_ID; "
+            "the judge's if omitted."
+        ),
+    ] = "",
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "--n", "--images", help="Images; 5,000 of a model, all of anything else. torchrun takes --n for its own."
+        ),
+    ] = None,
+    seed: SeedOption = 0,
+    seeds: Annotated[int, typer.Option(help="Seed sets, 1,000,000 apart; from 2 on, intervals are over them.")] = 1,
+    nfe: Annotated[int, typer.Option(help="Calls of the network per image that may be made.")] = 10,
+    solver: Annotated[str, typer.Option(help="See `fewstep solvers`; a pipeline keeps its own.")] = "evodiff",
+    guidance: GuidanceOption = 1.0,
+    grid: GridOption = "karras",
+    kappa_max: KappaMaxOption = 80.0,
+    kappa_min: KappaMinOption = 0.002,
+    split: Annotated[str, typer.Option(help="Of parquet, hf and scenes.")] = "test",
+    train: Annotated[str, typer.Option(help="Images that the model learned from; default: split train.")] = "",
+    protocol: Annotated[str, typer.Option(help="coco30k: one image a prompt, FD and CLIP score.")] = "",
+    prompts: Annotated[
+        Path | None, typer.Option(help="Prompts (.csv, .tsv, .jsonl, .txt): one image each, named by its id.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Crop and resize pictures to this many pixels a side.")] = None,
+    out: OutOption = Path("evaluation"),
+    against: Annotated[Path | None, typer.Option(help="An earlier results.json to compare with.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count and name unreadable pictures, go on.")] = False,
+    allow_singular: Annotated[
+        bool, typer.Option("--allow-singular", help="A Fréchet distance of fewer images than dimensions.")
+    ] = False,
+    chunk: Annotated[int, typer.Option(help="Images per part that is kept for resuming.")] = 500,
+    batch_size: Annotated[int, typer.Option(help="Images per call of the model.")] = 64,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure a model or images against real ones; every number with interval and protocol.
+
+    Goes on where it was stopped; under torchrun, processes share the work. Writes results.json and results.png, and
+    for a model its images.
+    """
+    from fewstep.cli.evaluate import run_evaluate
+    from fewstep.cli.shell import names, protocol_metrics
+    from fewstep.experiments.evaluate import Plan
+    from fewstep.experiments.processes import usable_device
+    from fewstep.experiments.request import Request
+    from fewstep.experiments.runs import GridChoice
+
+    chosen = names(metrics) or protocol_metrics(protocol, prompts)
+    plan = Plan(chosen, out, chunk, usable_device(device), allow_singular)
+    choice = GridChoice(grid, kappa_max, kappa_min)
+    request = Request(
+        what,
+        plan,
+        reference,
+        split,
+        train,
+        names(features),
+        n,
+        seed,
+        seeds,
+        solver,
+        nfe,
+        guidance,
+        choice,
+        batch_size,
+        size,
+        skip_bad,
+        prompts,
+    )
+    run_evaluate(request, against, protocol)
+
+
+@app.command()
 def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as train.lr=1e-3.")] = None,
-    data: Annotated[str, typer.Option(help="digits, folder:PATH, parquet:PATH, hf:NAME; else the preset's.")] = "",
-    preset: Annotated[str, typer.Option(help="Where to start: digits, mnist or cifar10.")] = "digits",
+    data: Annotated[
+        str, typer.Option(help="digits, folder:PATH, parquet:PATH, hf:NAME, scenes; else the preset's.")
+    ] = "",
+    preset: Annotated[str, typer.Option(help="Where to start: digits, mnist, cifar10 or scenes.")] = "digits",
     out: OutOption = Path("run"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and exit.")] = False,
 ) -> None:

@@ -15,16 +15,18 @@ from rich.markup import escape
 
 from fewstep._files import output_dir, write_json
 from fewstep.cli.shell import console, progress, say, table, ticking
-from fewstep.errors import ConfigError, choose
+from fewstep.errors import choose
 from fewstep.experiments.compare import Cell, Comparison, Plan, judge_of
 from fewstep.experiments.demo import draw_comparison, machine, write_report
 from fewstep.experiments.digits import DigitsAct
 from fewstep.experiments.pictures import save_images, save_picture, tile
 from fewstep.experiments.presets import PRESETS
-from fewstep.experiments.runs import SamplePlan, check_guidance, conditions, draw, make_grid, seeds_of
+from fewstep.experiments.processes import usable_device
+from fewstep.experiments.quality import floor_note
+from fewstep.experiments.runs import SamplePlan, captions_of, check_guidance, conditions, draw, make_grid, seeds_of
 from fewstep.models import Model, bundled, load_model
 from fewstep.noise import EDM, UniformLam
-from fewstep.solvers import SOLVERS
+from fewstep.solvers import IPNDM, SOLVERS, Solver
 from fewstep.training import StepReport, checkpoints, override, train_steps
 
 __all__ = ["run_compare", "run_demo", "run_sample", "run_train", "show_models", "show_solvers"]
@@ -35,14 +37,7 @@ _ON_THE_GRID = 1024
 
 
 def _load(name: str, device: str) -> Model:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        given = f"--device {device}: {str(error).splitlines()[0]}"
-        raise ConfigError(given, "A device that torch can use here", "Use --device cpu") from error
-    return load_model(name, device)
+    return load_model(name, usable_device(device))
 
 
 def run_sample(name: str, plan: SamplePlan, out: Path, device: str) -> None:
@@ -50,7 +45,8 @@ def run_sample(name: str, plan: SamplePlan, out: Path, device: str) -> None:
     model = _load(name, device)
     rule = choose(plan.solver, SOLVERS, "solver")()
     seeds = seeds_of(plan.seed, plan.n)
-    labels = conditions(model, seeds, plan.classes)
+    labels, captions = conditions(model, seeds, plan.classes), captions_of(model, seeds, plan.captions)
+    cond = None if captions is None else model.cond_of_captions(captions)
     grid = make_grid(model, rule, plan.grid, plan.nfe)
     check_guidance(model, plan.guidance)
     folder = output_dir(out)
@@ -67,6 +63,7 @@ def run_sample(name: str, plan: SamplePlan, out: Path, device: str) -> None:
                 grid,
                 seeds[chosen],
                 labels=some,
+                cond=cond and {name: value[chosen] for name, value in cond.items()},
                 guidance=plan.guidance,
                 batch_size=plan.batch_size,
                 watch=tick,
@@ -81,11 +78,12 @@ def run_sample(name: str, plan: SamplePlan, out: Path, device: str) -> None:
         "model_fingerprint": model.fingerprint,
         "plan": asdict(plan),
         "classes": None if labels is None else labels.tolist(),
+        "captions": captions,
         "steps": grid.steps,
         "nfe": parts[0].nfe,
         "network_evals": parts[0].network_evals,
         "seconds": sum(part.seconds for part in parts),
-        "machine": machine(),
+        "machine": machine(model.device),
     }
     write_json(folder / "sample.json", facts)
     say(
@@ -100,7 +98,7 @@ def run_compare(name: str, plan: Plan, out: Path, device: str) -> None:
     comparison = Comparison(model, plan, judge_of(model))
     folder = output_dir(out)
     _run(comparison)
-    write_json(folder / "compare.json", {"machine": machine(), **comparison.report()})
+    write_json(folder / "compare.json", {"machine": machine(model.device), **comparison.report()})
     draw_comparison(comparison, folder)
     _show(comparison)
     say(f"Written to {escape(str(folder))}: compare.json, sheet.png, quality.png")
@@ -183,25 +181,23 @@ def _run(comparison: Comparison) -> None:
 
 def _show(comparison: Comparison) -> None:
     judge = comparison.judge
-    columns = ["solver", "NFE", "network evals", "RMSE", *(["distance"] if judge else []), "contrast gain", "seconds"]
     cells = [*comparison.cells, *([comparison.fine] if comparison.fine else [])]
-    rows = [_row(cell, last=cell is comparison.fine) for cell in cells]
-    table(f"{comparison.model.config.name}, {comparison.plan.n} images a cell", columns, rows)
-    if judge is not None:
-        say(f"[dim]Distance: {escape(judge.describe(comparison.plan.n))}. This is not FID.[/]")
+    names = ["fine solution" if cell is comparison.fine else cell.solver for cell in cells]
+    columns = ["solver", "NFE", "network evals", "RMSE", "contrast gain", "seconds"]
+    title = f"{comparison.model.config.name}, {comparison.plan.n} images a cell"
+    table(title, columns, [[name, *_costs(cell)] for name, cell in zip(names, cells, strict=True)])
+    if judge is None or not cells:
+        return
+    measures = list(cells[0].quality)
+    rows = [[name, str(cell.nfe), *map(str, cell.quality.values())] for name, cell in zip(names, cells, strict=True)]
+    table("Quality, with 95 % intervals", ["solver", "NFE", *measures], rows)
+    say(f"[dim]fd: {escape(judge.describe(comparison.plan.n))}. This is not FID.[/]")
+    say(f"[dim]{escape(floor_note(judge, comparison.plan.n, cells[-1].quality['fd'].value))}[/]")
 
 
-def _row(cell: Cell, *, last: bool) -> list[str]:
-    distance = [] if cell.distance is None else [f"{cell.distance:.2f}"]
+def _costs(cell: Cell) -> list[str]:
     counts = [str(cell.nfe), str(cell.network_evals)]
-    return [
-        "fine solution" if last else cell.solver,
-        *counts,
-        f"{cell.rmse:.4f}",
-        *distance,
-        f"{cell.contrast_gain:.3f}",
-        f"{cell.seconds:.1f}",
-    ]
+    return [*counts, f"{cell.rmse:.4f}", f"{cell.contrast_gain:.3f}", f"{cell.seconds:.1f}"]
 
 
 def show_models() -> None:
@@ -220,5 +216,10 @@ def show_solvers() -> None:
     rows = []
     for name, make in sorted(SOLVERS.items()):
         rule = make()
-        rows.append((name, str(rule.order), "yes" if rule.stochastic else "no", str(rule.nfe(grid))))
+        rows.append((name, _order(rule), "yes" if rule.stochastic else "no", str(rule.nfe(grid))))
     table("Solvers", ("name", "order", "stochastic", "calls for 10 steps"), rows)
+    say("[dim]* on steps of equal length in kappa; 2 on the grids karras and uniform_lam[/]")
+
+
+def _order(rule: Solver) -> str:
+    return f"{rule.order}*" if isinstance(rule, IPNDM) else str(rule.order)

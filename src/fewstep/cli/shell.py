@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import typer
@@ -14,9 +15,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fewstep.errors import ConfigError, FewstepError
+from fewstep.errors import ConfigError, FewstepError, choose
 
-__all__ = ["console", "numbers", "progress", "run", "say", "table", "ticking"]
+__all__ = ["console", "lines", "names", "numbers", "progress", "protocol_metrics", "run", "say", "table", "ticking"]
 
 T = TypeVar("T")
 console = Console()
@@ -39,7 +40,8 @@ def run(app: typer.Typer) -> None:
     except SystemExit as stop:
         if stop.code == 130:  # what typer makes of Ctrl-C, without a word
             _errors.print(
-                "Interrupted. What was finished is on disk; `fewstep train` goes on from the last checkpoint."
+                "Interrupted. What was finished is on disk; `fewstep train` goes on from the last checkpoint, "
+                "`fewstep evaluate` from the last image."
             )
         raise
 
@@ -90,6 +92,23 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> 
     console.print(made)
 
 
+def lines(texts: Iterable[str], option: str) -> tuple[str, ...]:
+    """Read texts, some of which may be files of one text a line; empty lines are left out."""
+    found: list[str] = []
+    for text in texts:
+        path = Path(text)
+        try:
+            found += path.read_text(encoding="utf-8").splitlines() if path.is_file() else [text]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"{option} {text} ({error})", "A text, or a text file in UTF-8", "Check the file"
+            ) from error
+    kept = tuple(text.strip() for text in found if text.strip())
+    if found and not kept:
+        raise ConfigError(f"{option} with nothing but empty lines", "At least one caption", "Write one")
+    return kept
+
+
 def numbers(text: str, option: str) -> tuple[int, ...]:
     """Read a comma-separated list of whole numbers."""
     try:
@@ -98,3 +117,18 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
         raise ConfigError(
             f"{option} {text}", "Whole numbers, separated by commas", f"Write for instance {option} 5,10,20"
         ) from None
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Read a comma-separated list of names."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def protocol_metrics(protocol: str, prompts: Path | None) -> tuple[str, ...]:
+    """Look up the metrics of a protocol; those of none if there is none."""
+    if not protocol:
+        return ("fd", "kid", "prdc")
+    metrics = choose(protocol, {"coco30k": ("fd", "clip")}, "protocol")
+    if prompts is None:
+        raise ConfigError(f"--protocol {protocol} without prompts", "It is about one image a prompt", "Pass --prompts")
+    return metrics

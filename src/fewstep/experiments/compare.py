@@ -7,16 +7,19 @@ set of pictures?) and the contrast gain (is the distance flattered by contrast?)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewstep.errors import BudgetError, ConfigError, choose
+from fewstep.experiments.quality import judge_results
 from fewstep.experiments.runs import Drawn, GridChoice, check_guidance, conditions, draw, make_grid, seeds_of
 from fewstep.metrics import Judge, contrast_gain, load_judge, rmse
+from fewstep.metrics.estimate import Estimate
+from fewstep.metrics.protocol import Making
 from fewstep.models import Model
 from fewstep.noise import Grid
 from fewstep.solvers import SOLVERS, Heun
@@ -72,6 +75,8 @@ class Cell:
         steps: intervals of the grid.
         rmse: to the reference, data units.
         distance: to the judge's reference; None without a judge.
+        quality: what the judge says, with intervals: "fd", "kid", "precision", "recall"; empty without one.
+        lines: the same with their protocols, one line each.
         contrast_gain: slope on the reference.
         seconds: of sampling all images.
     """
@@ -84,6 +89,8 @@ class Cell:
     distance: float | None
     contrast_gain: float
     seconds: float
+    quality: Mapping[str, Estimate] = field(default_factory=dict)
+    lines: tuple[str, ...] = ()
 
 
 def judge_of(model: Model) -> Judge | None:
@@ -167,16 +174,31 @@ class Comparison:
         )
 
     def _cell(self, solver: str, steps: int, drawn: Drawn) -> Cell:
+        results = judge_results(self.judge, drawn.images, self._making(solver, steps, drawn)) if self.judge else []
+        quality = {result.name: result.estimate for result in results}
         return Cell(
             solver=solver,
             nfe=drawn.nfe,
             network_evals=drawn.network_evals,
             steps=steps,
             rmse=rmse(drawn.images, self.reference),
-            distance=self._distance(drawn.images),
+            distance=quality["fd"].value if quality else None,
             contrast_gain=contrast_gain(drawn.images, self.reference, self.reference.mean(0)),
             seconds=drawn.seconds,
+            quality=quality,
+            lines=tuple(result.line() for result in results),
         )
 
-    def _distance(self, images: Tensor) -> float | None:
-        return self.judge.distance(images) if self.judge else None
+    def _making(self, solver: str, steps: int, drawn: Drawn) -> Making:
+        plan, model = self.plan, self.model
+        return Making(
+            f"fewstep model {model.config.name}",
+            model.fingerprint,
+            f"{self.seeds[0]}..{self.seeds[-1]}",
+            solver,
+            plan.grid.describe(steps),
+            drawn.nfe,
+            drawn.network_evals,
+            plan.guidance,
+            "none" if self.labels is None else "classes in turn",
+        )

@@ -22,12 +22,13 @@ __all__ = ["draw_comparison", "machine", "write_report"]
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
-def machine() -> dict[str, Any]:
-    """What a number was measured on, JSON-able."""
+def machine(device: str | torch.device = "auto") -> dict[str, Any]:
+    """What a number was measured on, JSON-able; "auto" is a GPU if there is one."""
+    on_gpu = torch.cuda.is_available() and torch.device("cuda" if device == "auto" else device).type == "cuda"
     return {
         "processor": platform.machine(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "fewstep": fewstep.__version__,

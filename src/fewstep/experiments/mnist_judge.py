@@ -1,9 +1,12 @@
 """Train the MNIST judge that ships with fewstep, measure it, and write its folder and card.
 
     python -m fewstep.experiments.mnist_judge --train train.parquet --test test.parquet --out mnist-judge
+    python -m fewstep.experiments.mnist_judge --rows --test test.parquet --out mnist-judge
 
-The classifier learns from the train split. The reference is the test split, which it has never seen: features of
-images it knows by heart are sharper than those of new ones. One core takes about two minutes; on Linux, setting
+The second line only writes the kept vectors of the reference anew, for the classifier that is there.
+
+The classifier learns from the train split. The reference is the test split, which it has never seen: features of images
+it knows by heart are sharper than those of new ones. One core takes about two minutes; on Linux, setting
 MALLOC_TRIM_THRESHOLD_=4000000000 and MALLOC_MMAP_THRESHOLD_=1000000000 before keeps the allocator from slowing it down.
 """
 
@@ -23,14 +26,17 @@ from torch import Tensor
 
 from fewstep._files import write_atomic, write_folder_atomic
 from fewstep.data import ImageData, parquet, to_unit
+from fewstep.errors import DataError
 from fewstep.experiments.classifier import ClassifierConfig, accuracy, classifier_steps, new_classifier
 from fewstep.features import ClassifierFeatures
-from fewstep.metrics import Judge, Moments, frechet_distance, image_moments, save_judge
+from fewstep.metrics import FeatureSet, Judge, Moments, frechet_distance, image_moments, load_judge, save_judge
+from fewstep.metrics.reference_set import content_hash
 from fewstep.networks.classifier import SmallClassifier
 
-__all__ = ["main", "make_judge", "measure"]
+__all__ = ["keep_rows", "main", "make_judge", "measure"]
 
 _FLOOR_N = 5000
+_KEPT = 5000
 
 
 def measure(features: ClassifierFeatures, train: ImageData, test: ImageData) -> tuple[Moments, dict[str, Any]]:
@@ -100,7 +106,37 @@ def make_judge(train: ImageData, test: ImageData, config: ClassifierConfig) -> J
         "date": datetime.date.today().isoformat(),
         **distances,
     }
-    return Judge(features, reference, facts)
+    return keep_rows(Judge(features, reference, facts), test)
+
+
+def keep_rows(judge: Judge, test: ImageData) -> Judge:
+    """Give a judge vectors of its reference, for metrics that look at single images or classes.
+
+    Args:
+        judge: its moments are those of `test`.
+        test: the reference split, labelled.
+
+    Returns:
+        The judge with the vectors of 5,000 images, a random sample, and the spread inside each class of all.
+
+    Raises:
+        DataError: if the images are not those that the judge's moments are of.
+    """
+    x, features = to_unit(test.images), judge.features
+    summary = FeatureSet(features.dim, keep=_KEPT, groups=1)
+    for first in range(0, len(x), 250):
+        here = slice(first, first + 250)
+        index = torch.arange(len(x))[here]
+        summary.update(features(x[here]), index, None if test.labels is None else test.labels[here])
+    apart = frechet_distance(summary.moments(), judge.reference)
+    if summary.n != judge.reference.n or apart > 1e-3:
+        raise DataError(
+            f"{summary.n:,} images at a distance of {apart:.3g} from the judge's reference of {judge.reference.n:,}",
+            "The vectors that are kept are those of the reference itself",
+            "Pass the split that the judge was made with",
+        )
+    told = {"images": content_hash(test.images, test.labels), "classes": list(test.classes)}
+    return Judge(features, judge.reference, {**judge.facts, **told, "kept": len(summary.rows)}, summary)
 
 
 def _train(network: SmallClassifier, data: ImageData, config: ClassifierConfig) -> None:
@@ -137,7 +173,7 @@ def _rounded(values: dict[str, float]) -> dict[str, float]:
 def _card(judge: Judge) -> str:
     facts, training = judge.facts, judge.facts["training"]
     floors = "\n".join(f"| {name} | {value:g} |" for name, value in facts["floors"].items())
-    shift = training["max_shift"]
+    dim, seen = judge.features.dim, f"{training['n']:,} images, {training['epochs']} epochs"
     damages = "\n".join(f"| {name} | {value:g} |" for name, value in facts["damages"].items())
     return f"""# mnist-judge
 
@@ -146,10 +182,12 @@ Features and test-set statistics for judging generated MNIST digits without havi
 | | |
 |---|---|
 | features | {judge.features.name}: the {judge.features.dim} penultimate features of a small convolutional classifier |
-| network | {facts["parameters"]:,} parameters: four 3x3 convolutions, 2x2 mean pool, features, 10 logits |
-| trained on | MNIST train, {training["n"]:,} images, {training["epochs"]} epochs, random shifts up to {shift} pixels |
+| network | {facts["parameters"]:,} parameters: four 3x3 convolutions, 2x2 mean pool, {dim} features, 10 logits |
+| trained on | MNIST train, {seen}, random shifts of up to {training["max_shift"]} pixels |
 | accuracy | {facts["accuracy"]:.2%} on MNIST test ({facts["n"]:,} images) |
 | statistics | mean and unbiased covariance (float64) of the features of MNIST test, n = {facts["n"]:,} |
+| rows | vectors of a random {facts["kept"]:,} of its images in float16, with classes; spread per class of all |
+| reference | images and labels of MNIST test have the hash {facts["images"]} |
 | training took | {training["seconds"]} s on {facts["machine"]}, torch {facts["torch"]} |
 | seed, date | {training["seed"]}, {facts["date"]} |
 
@@ -193,14 +231,21 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: the words after the program's name; None reads them from the command line.
     """
     parser = argparse.ArgumentParser(prog="python -m fewstep.experiments.mnist_judge", description=__doc__)
-    parser.add_argument("--train", required=True, help="MNIST train as parquet")
+    parser.add_argument("--train", help="MNIST train as parquet; not needed with --rows")
     parser.add_argument("--test", required=True, help="MNIST test as parquet")
     parser.add_argument("--out", required=True, type=Path, help="folder to write; an old one is replaced")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and shifts (default 0)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
+    parser.add_argument("--rows", action="store_true", help="keep the judge that is there, and write its vectors anew")
     options = parser.parse_args(arguments)
+    if not options.rows and not options.train:
+        parser.error("a judge is trained on --train; --rows keeps the one that is there")
     torch.set_num_threads(options.threads)
-    judge = make_judge(parquet(options.train), parquet(options.test, split="test"), ClassifierConfig(seed=options.seed))
+    test = parquet(options.test, split="test")
+    if options.rows:
+        judge = keep_rows(load_judge(options.out), test)
+    else:
+        judge = make_judge(parquet(options.train), test, ClassifierConfig(seed=options.seed))
     with write_folder_atomic(options.out) as folder:
         save_judge(folder, judge)
         write_atomic(folder / "README.md", _card(judge).encode())

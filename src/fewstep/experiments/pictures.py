@@ -14,7 +14,7 @@ from torch import Tensor
 from fewstep._files import require, write_atomic
 from fewstep.data import to_uint8
 
-__all__ = ["contact_sheet", "curves", "save_images", "save_picture", "tile"]
+__all__ = ["contact_sheet", "curves", "interval_plot", "save_images", "save_picture", "save_pixels", "tile"]
 
 _PAPER, _INK, _SOFT = (255, 255, 255), (32, 32, 36), (120, 120, 128)
 
@@ -45,11 +45,11 @@ def _picture(canvas: Tensor, scale: int = 1) -> Any:
     return picture.resize((picture.width * scale, picture.height * scale), image.Resampling.NEAREST)
 
 
-def _write(path: Path, save: Callable[[io.BytesIO], object]) -> None:
+def _write(path: Path, save: Callable[[io.BytesIO], object], *, durable: bool = True) -> None:
     """Encode in memory, so that a full disk leaves no half of a picture."""
     buffer = io.BytesIO()
     save(buffer)
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue(), durable=durable)
 
 
 def save_picture(path: Path, canvas: Tensor, scale: int = 1) -> None:
@@ -59,11 +59,16 @@ def save_picture(path: Path, canvas: Tensor, scale: int = 1) -> None:
 
 def save_images(folder: Path, images: Tensor, seeds: Sequence[int]) -> None:
     """Write each image as a PNG named by its seed."""
-    image = require("PIL.Image", "cli")
     for pixels, seed in zip(to_uint8(images), seeds, strict=True):
-        hwc = pixels.permute(1, 2, 0)
-        array = hwc.squeeze(-1).numpy() if hwc.shape[-1] == 1 else hwc.numpy()
-        _write(folder / f"{seed:06d}.png", partial(image.fromarray(array).save, format="PNG"))
+        save_pixels(folder / f"{seed:06d}.png", pixels)
+
+
+def save_pixels(path: Path, pixels: Tensor, *, durable: bool = True) -> None:
+    """Write one 8-bit image of shape (c, h, w), grey or RGB, as PNG; `durable` is that of write_atomic."""
+    image = require("PIL.Image", "cli")
+    hwc = pixels.permute(1, 2, 0)
+    array = hwc.squeeze(-1).numpy() if hwc.shape[-1] == 1 else hwc.numpy()
+    _write(path, partial(image.fromarray(array).save, format="PNG"), durable=durable)
 
 
 def contact_sheet(
@@ -132,5 +137,35 @@ def curves(
         axis.grid(True, alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][-1].legend(frameon=False, fontsize=9)
+    _write(path, partial(figure.savefig, format="png", dpi=110))
+    plt.close(figure)
+
+
+def interval_plot(
+    path: Path, panels: Mapping[str, Mapping[str, tuple[float, float | None, float | None]]], *, columns: int = 4
+) -> None:
+    """Write numbers with their intervals, one small panel per measure.
+
+    Args:
+        path: PNG to write.
+        panels: title of the panel -> name of the row -> (value, low, high); low and high may be None.
+        columns: panels side by side.
+    """
+    matplotlib = require("matplotlib", "cli")
+    matplotlib.use("Agg")
+    plt = require("matplotlib.pyplot", "cli")
+    wide, most = min(columns, len(panels)), max(map(len, panels.values()))
+    size = (3.4 * wide, (1.0 + 0.45 * most) * -(-len(panels) // wide))
+    figure, axes = plt.subplots(-(-len(panels) // wide), wide, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (title, rows) in zip(axes.flat, panels.items(), strict=False):
+        for k, (value, low, high) in enumerate(rows.values()):
+            if low is not None and high is not None:
+                axis.plot([low, high], [k, k], color="0.6", linewidth=3, solid_capstyle="butt")
+            axis.plot([value], [k], "o", color="C0")
+        axis.set(title=title, yticks=range(len(rows)), yticklabels=list(rows), ylim=(len(rows) - 0.5, -0.5))
+        axis.grid(True, axis="x", alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
     _write(path, partial(figure.savefig, format="png", dpi=110))
     plt.close(figure)
