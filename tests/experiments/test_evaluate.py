@@ -17,15 +17,15 @@ from PIL import Image
 
 from fewstep.data import ImageData, digits, to_unit
 from fewstep.errors import ConfigError, DataError, FewstepError, NonFiniteError, OutputError, ProtocolError, UnknownName
-from fewstep.experiments.evaluate import Evaluation, Plan
-from fewstep.experiments.generated import Generated, file_name
-from fewstep.experiments.outcome import finish, read_results, write_outcome
+from fewstep.experiments.evaluation.evaluate import Evaluation, Plan
+from fewstep.experiments.evaluation.generated import Generated, file_name
+from fewstep.experiments.evaluation.outcome import finish, read_results, write_outcome
+from fewstep.experiments.evaluation.prepare import prepare
+from fewstep.experiments.evaluation.references import RealImages
+from fewstep.experiments.evaluation.request import Request
+from fewstep.experiments.evaluation.subjects import ArraySubject
 from fewstep.experiments.pictures import save_pixels
-from fewstep.experiments.prepare import prepare
-from fewstep.experiments.references import RealImages
-from fewstep.experiments.request import Request
 from fewstep.experiments.runs import Drawn
-from fewstep.experiments.subjects import ArraySubject
 from fewstep.features import Pixels, RandomConv
 from fewstep.metrics import fd, frechet_distance, image_moments, kid
 from fewstep.metrics.c2st import C2stConfig
@@ -404,8 +404,8 @@ sys.path.insert(0, {tests!r})
 torch.set_num_threads(1)
 from pathlib import Path
 from experiments.test_evaluate import Fake, RandomConv, RealImages, Evaluation, Plan, digits, finish, subject
-from fewstep.experiments.outcome import write_outcome
-from fewstep.experiments.processes import processes
+from fewstep.experiments.evaluation.outcome import write_outcome
+from fewstep.experiments.evaluation.processes import processes
 here, out, generator = processes("cpu"), Path({out!r}), Fake()
 real, plan = RealImages(digits(), "all"), Plan(("fd", "kid"), out, 20)
 one = Evaluation([subject(out, generator)], [RandomConv(1)], plan, real, None, here)

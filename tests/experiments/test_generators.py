@@ -19,7 +19,7 @@ from fewstep.errors import (
     ShapeError,
     UnknownName,
 )
-from fewstep.experiments.generators import ModelGenerator
+from fewstep.experiments.evaluation.generators import ModelGenerator
 from fewstep.experiments.runs import GridChoice
 from fewstep.models import Model, ModelConfig, Part, load_model
 
@@ -27,7 +27,7 @@ diffusers = pytest.importorskip("diffusers", reason="pipelines need the extra 'd
 
 from tests.reference import tiny_checkpoints as tiny  # noqa: E402
 
-from fewstep.experiments.pipelines import PipelineGenerator  # noqa: E402
+from fewstep.experiments.evaluation.pipelines import PipelineGenerator  # noqa: E402
 
 # numpy 2 and newer PIL in diffusers, not ours
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

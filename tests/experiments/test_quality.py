@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fewstep.data import digits, to_unit
-from fewstep.experiments.quality import floor_note, judge_results
+from fewstep.experiments.evaluation.quality import floor_note, judge_results
 from fewstep.features import ClassifierFeatures
 from fewstep.metrics import Judge, image_moments
 from fewstep.metrics.protocol import Making

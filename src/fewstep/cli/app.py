@@ -164,32 +164,32 @@ def evaluate(
     """
     from fewstep.cli.evaluate import run_evaluate
     from fewstep.cli.shell import names, protocol_metrics
-    from fewstep.experiments.evaluate import Plan
-    from fewstep.experiments.processes import usable_device
-    from fewstep.experiments.request import Request
+    from fewstep.experiments.evaluation.evaluate import Plan
+    from fewstep.experiments.evaluation.processes import usable_device
+    from fewstep.experiments.evaluation.request import Request
     from fewstep.experiments.runs import GridChoice
 
     chosen = names(metrics) or protocol_metrics(protocol, prompts)
     plan = Plan(chosen, out, chunk, usable_device(device), allow_singular)
     choice = GridChoice(grid, kappa_max, kappa_min)
     request = Request(
-        what,
-        plan,
-        reference,
-        split,
-        train,
-        names(features),
-        n,
-        seed,
-        seeds,
-        solver,
-        nfe,
-        guidance,
-        choice,
-        batch_size,
-        size,
-        skip_bad,
-        prompts,
+        what=what,
+        plan=plan,
+        reference=reference,
+        split=split,
+        train=train,
+        features=names(features),
+        n=n,
+        seed=seed,
+        sets=seeds,
+        solver=solver,
+        nfe=nfe,
+        guidance=guidance,
+        grid=choice,
+        batch_size=batch_size,
+        size=size,
+        skip_bad=skip_bad,
+        prompts=prompts,
     )
     run_evaluate(request, against, protocol)
 

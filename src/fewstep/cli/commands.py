@@ -19,10 +19,10 @@ from fewstep.errors import choose
 from fewstep.experiments.compare import Cell, Comparison, Plan, judge_of
 from fewstep.experiments.demo import draw_comparison, machine, write_report
 from fewstep.experiments.digits import DigitsAct
+from fewstep.experiments.evaluation.processes import usable_device
+from fewstep.experiments.evaluation.quality import floor_note
 from fewstep.experiments.pictures import save_images, save_picture, tile
 from fewstep.experiments.presets import PRESETS
-from fewstep.experiments.processes import usable_device
-from fewstep.experiments.quality import floor_note
 from fewstep.experiments.runs import SamplePlan, captions_of, check_guidance, conditions, draw, make_grid, seeds_of
 from fewstep.models import Model, bundled, load_model
 from fewstep.noise import EDM, UniformLam

@@ -10,11 +10,11 @@ from rich.markup import escape
 from fewstep.cli.shell import console, progress, say, table
 from fewstep.errors import ProtocolError
 from fewstep.experiments.demo import machine
-from fewstep.experiments.evaluate import ChunkDone
-from fewstep.experiments.outcome import Outcome, finish, read_results, write_outcome
-from fewstep.experiments.prepare import prepare
-from fewstep.experiments.processes import processes
-from fewstep.experiments.request import Request
+from fewstep.experiments.evaluation.evaluate import ChunkDone
+from fewstep.experiments.evaluation.outcome import Outcome, finish, read_results, write_outcome
+from fewstep.experiments.evaluation.prepare import prepare
+from fewstep.experiments.evaluation.processes import processes
+from fewstep.experiments.evaluation.request import Request
 from fewstep.metrics.result import Result
 
 __all__ = ["run_evaluate"]
@@ -36,8 +36,8 @@ def run_evaluate(request: Request, against: Path | None, protocol: str) -> None:
         pass
     if not here.first:
         return
-    with console.status("reference and metrics"):
-        outcome = finish(evaluation)
+    with console.status("reference and metrics") as status:
+        outcome = finish(evaluation, status.update)
     write_outcome(request.plan.out, outcome, machine(request.plan.device))
     _show(outcome, request, protocol)
     if earlier is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import BudgetError, ConfigError, choose
-from fewstep.experiments.quality import judge_results
+from fewstep.experiments.evaluation.quality import judge_results
 from fewstep.experiments.runs import Drawn, GridChoice, check_guidance, conditions, draw, make_grid, seeds_of
 from fewstep.metrics import Judge, contrast_gain, load_judge, rmse
 from fewstep.metrics.estimate import Estimate

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from fewstep.errors import NonFiniteError
+from fewstep.errors import ConfigError, NonFiniteError
 from fewstep.metrics.c2st_results import C2stConfig, C2stProgress, C2stTrial
 from fewstep.metrics.estimate import Estimate
 from fewstep.metrics.matching import Pair
 from fewstep.networks.two_sample import TwoSampleNet
 
 __all__ = ["highest", "trial_steps"]
+
+_LEAST_STEPS = 10
 
 
 def trial_steps(
@@ -42,6 +44,12 @@ def _train(
     order, per_epoch = torch.Generator().manual_seed(seed), len(pair.train) // config.batch_size
     optimiser = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=1e-2)
     steps = per_epoch * config.epochs
+    if steps < _LEAST_STEPS:
+        raise ConfigError(
+            f"{len(pair.train)} images to learn from in {config.epochs} epochs of batches of {config.batch_size}",
+            f"A classifier takes at least {_LEAST_STEPS} steps to learn anything",
+            "Give more images, or a smaller batch_size",
+        )
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=steps, pct_start=0.2)
     for epoch in range(1, config.epochs + 1):
         total = torch.zeros((), device=device)

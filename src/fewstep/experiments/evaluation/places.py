@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fewstep.data import ImageData, Images, load_data, to_uint8
 from fewstep.errors import DataError, UnknownName
-from fewstep.experiments.references import Real, RealImages, RealJudge, RealStatistics
-from fewstep.experiments.subjects import Subject
+from fewstep.experiments.evaluation.references import Real, RealImages, RealJudge, RealStatistics
+from fewstep.experiments.evaluation.subjects import Subject
 from fewstep.metrics.judge import JUDGES, load_judge
 from fewstep.metrics.npz import npz_format, read_samples, read_statistics
 from fewstep.metrics.reference_set import cache_folder

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.errors import ConfigError
-from fewstep.experiments.evaluate import Plan
+from fewstep.experiments.evaluation.evaluate import Plan
 from fewstep.experiments.runs import GridChoice
 
 __all__ = ["MODEL_IMAGES", "SEED_STRIDE", "Request"]

@@ -10,14 +10,14 @@ from torch import nn
 from fewstep._files import output_dir
 from fewstep.errors import ConfigError, DataError
 from fewstep.experiments.classifier import ClassifierConfig, train_classifier
-from fewstep.experiments.evaluate import Evaluation
-from fewstep.experiments.generators import Generator
-from fewstep.experiments.measured import METRICS
-from fewstep.experiments.opened import Opened, open_subjects
-from fewstep.experiments.places import SPLIT, load_images, open_real, with_kind
-from fewstep.experiments.processes import Processes
-from fewstep.experiments.references import Real, RealImages, RealJudge
-from fewstep.experiments.request import Request
+from fewstep.experiments.evaluation.evaluate import Evaluation
+from fewstep.experiments.evaluation.generators import Generator
+from fewstep.experiments.evaluation.measured import METRICS
+from fewstep.experiments.evaluation.opened import Opened, open_subjects
+from fewstep.experiments.evaluation.places import SPLIT, load_images, open_real, with_kind
+from fewstep.experiments.evaluation.processes import Processes
+from fewstep.experiments.evaluation.references import Real, RealImages, RealJudge
+from fewstep.experiments.evaluation.request import Request
 from fewstep.features import ClassifierFeatures, Features, load_classifier, load_features, save_classifier
 from fewstep.metrics.judge import load_judge
 from fewstep.metrics.reference_set import cache_folder, content_hash

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,12 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import DataError
-from fewstep.experiments.evaluate import Evaluation
-from fewstep.experiments.measured import METRICS, Gathered, Metric, c2st_parameters, frechet_note, row_parameters
-from fewstep.experiments.places import labels_of
-from fewstep.experiments.subjects import Subject, first_images
+from fewstep.experiments.evaluation.evaluate import Evaluation
+from fewstep.experiments.evaluation.measured import (
+    METRICS,
+    Gathered,
+    Metric,
+    c2st_parameters,
+    frechet_note,
+    row_parameters,
+)
+from fewstep.experiments.evaluation.places import labels_of
+from fewstep.experiments.evaluation.subjects import Subject, first_images
 from fewstep.features import Classifying, Features
-from fewstep.metrics.c2st import c2st
+from fewstep.metrics.c2st import C2stControls, C2stProgress, C2stResult, c2st_steps
 from fewstep.metrics.estimate import Estimate, over_seeds
 from fewstep.metrics.frechet_estimates import fd
 from fewstep.metrics.outputs import ProbabilitySet, ScoreSet
@@ -48,18 +55,21 @@ class Finish:
 
     Args:
         evaluation: whose parts are all there.
+        watch: called with a few words whenever something long begins.
 
     Attributes:
         skipped: files that could not be read.
         void: numbers that do not exist, and why.
     """
 
-    def __init__(self, evaluation: Evaluation) -> None:
-        self.evaluation, self.plan = evaluation, evaluation.plan
+    def __init__(self, evaluation: Evaluation, watch: Callable[[str], None] | None = None) -> None:
+        self.evaluation, self.plan, self._watch = evaluation, evaluation.plan, watch or (lambda words: None)
+        self._controls: C2stControls | None = None
         self.skipped: list[str] = []
         self.void: list[str] = []
         self._n = evaluation.subjects[0].n
         self._reference = self._train = None
+        self._watch("the reference")
         if evaluation.real is not None:
             self._reference = evaluation.real.gather(evaluation.features, self.plan.device)
         if evaluation.train is not None and "memorisation" in self.plan.metrics:
@@ -116,6 +126,7 @@ class Finish:
     def _numbers(self, gathered: Sequence[tuple[Features, Gathered]]) -> Iterator[_Number]:
         for name in self.plan.metrics:
             metric = METRICS[name]
+            self._watch(metric.about)
             for features, given in gathered:
                 if metric.compute is None or not _applies(metric, given):
                     continue
@@ -149,14 +160,17 @@ class Finish:
         images, index = first_images(subject, KEPT_ROWS)
         labels = labels_of(subject, self.evaluation.real.classes if self.evaluation.real else ())
         both = labels is not None and reference.labels is not None
-        outcome = c2st(
+        steps = c2st_steps(
             images,
             reference.images,
             self.plan.c2st,
             fake_labels=labels[index] if labels is not None and both else None,
             real_labels=reference.labels if both else None,
+            controls=self._controls,
             device=self.plan.device,
         )
+        outcome = next(step for step in self._watched(steps) if isinstance(step, C2stResult))
+        self._controls = outcome.controls  # of real images alone, so the other seed sets share them
         if outcome.trial is None:
             self.void.append(f"c2st is void: {outcome.why}")
             return
@@ -167,6 +181,12 @@ class Finish:
             **self._asked(),
         }
         yield _Number("c2st", None, "c2st", outcome.trial.accuracy, "", tuple(told.items()))
+
+    def _watched(self, steps: Iterable[C2stProgress | C2stResult]) -> Iterator[C2stProgress | C2stResult]:
+        for step in steps:
+            if isinstance(step, C2stProgress):
+                self._watch(f"two-sample test: {step.part}, seed {step.seed}, epoch {step.epoch}")
+            yield step
 
     def _result(self, same: Sequence[_Number], making: Making, versions: Mapping[str, str]) -> Result:
         """Join the same number of all seed sets, and give it its protocol."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from fewstep._files import fingerprint, require
 from fewstep._hub import Kind, loading, place_of
 from fewstep.errors import CheckpointError, ConfigError, NonFiniteError
-from fewstep.experiments.generators import Asked, check_asked
+from fewstep.experiments.evaluation.generators import Asked, check_asked
 from fewstep.experiments.runs import Drawn, check_batch
 
 __all__ = ["PipelineGenerator"]

@@ -14,12 +14,12 @@ from typing import Any
 
 from fewstep._files import output_dir
 from fewstep.errors import ConfigError
-from fewstep.experiments.measured import check_counts, check_needs, chosen_metrics
-from fewstep.experiments.parts import Part, measure_part, open_folder, read_part, settings_hash, write_part
-from fewstep.experiments.places import labels_of
-from fewstep.experiments.processes import Processes
-from fewstep.experiments.references import Real, RealImages
-from fewstep.experiments.subjects import Subject
+from fewstep.experiments.evaluation.measured import check_counts, check_needs, chosen_metrics
+from fewstep.experiments.evaluation.parts import Part, measure_part, open_folder, read_part, settings_hash, write_part
+from fewstep.experiments.evaluation.places import labels_of
+from fewstep.experiments.evaluation.processes import Processes
+from fewstep.experiments.evaluation.references import Real, RealImages
+from fewstep.experiments.evaluation.subjects import Subject
 from fewstep.features import Classifying, Features
 from fewstep.metrics.c2st import C2stConfig
 

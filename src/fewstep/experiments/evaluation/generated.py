@@ -20,9 +20,9 @@ from fewstep._files import output_dir, read_json, write_json
 from fewstep.data import to_uint8
 from fewstep.data.pictures import decode, is_grey
 from fewstep.errors import DataError, NonFiniteError
-from fewstep.experiments.generators import Asked, Generator
+from fewstep.experiments.evaluation.generators import Asked, Generator
+from fewstep.experiments.evaluation.subjects import Pictures
 from fewstep.experiments.pictures import save_pixels
-from fewstep.experiments.subjects import Pictures
 from fewstep.metrics.protocol import Making
 
 __all__ = ["Generated", "file_name"]

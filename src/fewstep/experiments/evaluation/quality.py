@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fewstep.experiments.measured import METRICS, row_parameters
+from fewstep.experiments.evaluation.measured import METRICS, row_parameters
 from fewstep.metrics import Judge, fd, frechet_bias, kid, small_sample_note
 from fewstep.metrics.estimate import Estimate
 from fewstep.metrics.images import image_features

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fewstep._files import output_dir, read_json, read_tensors, write_json, write_tensors
 from fewstep.errors import CheckpointError, NonFiniteError, OutputError, ProtocolError
-from fewstep.experiments.subjects import Pictures
+from fewstep.experiments.evaluation.subjects import Pictures
 from fewstep.features import Features
 from fewstep.metrics.result import differing
 

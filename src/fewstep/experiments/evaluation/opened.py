@@ -12,12 +12,12 @@ from fewstep.data import ImageData
 from fewstep.data.prompts import PromptSet, load_prompts
 from fewstep.data.sources import folder_files
 from fewstep.errors import ConfigError, DataError
-from fewstep.experiments.generated import Generated, file_name
-from fewstep.experiments.generators import Asked, Generator, ModelGenerator
-from fewstep.experiments.places import SPLIT, THERE, load_images, with_kind
-from fewstep.experiments.request import MODEL_IMAGES, SEED_STRIDE, Request
+from fewstep.experiments.evaluation.generated import Generated, file_name
+from fewstep.experiments.evaluation.generators import Asked, Generator, ModelGenerator
+from fewstep.experiments.evaluation.places import SPLIT, THERE, load_images, with_kind
+from fewstep.experiments.evaluation.request import MODEL_IMAGES, SEED_STRIDE, Request
+from fewstep.experiments.evaluation.subjects import ArraySubject, FolderSubject, Subject
 from fewstep.experiments.runs import captions_of, conditions, seeds_of
-from fewstep.experiments.subjects import ArraySubject, FolderSubject, Subject
 from fewstep.models import Model, load_model
 
 __all__ = ["Opened", "match_images", "open_subjects"]
@@ -132,7 +132,7 @@ def _count(request: Request, there: int) -> int:
 
 
 def _pipeline(request: Request, place: str) -> Generator:
-    from fewstep.experiments.pipelines import PipelineGenerator  # diffusers comes with an extra
+    from fewstep.experiments.evaluation.pipelines import PipelineGenerator  # diffusers comes with an extra
 
     device, batch = request.plan.device, request.batch_size
     return PipelineGenerator(place, request.nfe, request.guidance, request.size, device, batch_size=batch)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fewstep._files import read_json, write_json
 from fewstep.errors import ConfigError, ProtocolError
-from fewstep.experiments.evaluate import Evaluation
-from fewstep.experiments.finish import Finish
+from fewstep.experiments.evaluation.evaluate import Evaluation
+from fewstep.experiments.evaluation.finish import Finish
 from fewstep.experiments.pictures import interval_plot
 from fewstep.metrics.result import Difference, Result, compare_results, results_from_json
 
@@ -64,11 +64,12 @@ def _kind(result: Result) -> tuple[str, str]:
     return result.name, result.protocol.measuring.features.partition("@")[0]
 
 
-def finish(evaluation: Evaluation) -> Outcome:
+def finish(evaluation: Evaluation, watch: Callable[[str], None] | None = None) -> Outcome:
     """Compute the numbers of an evaluation whose chunks are all done; for the first process.
 
     Args:
         evaluation: the evaluation.
+        watch: called with a few words whenever something long begins.
 
     Returns:
         Everything that was measured.
@@ -77,7 +78,7 @@ def finish(evaluation: Evaluation) -> Outcome:
         DataError: if no picture could be read, or a metric cannot be computed from what there is.
         CheckpointError: if a part is missing or damaged.
     """
-    last = Finish(evaluation)
+    last = Finish(evaluation, watch)
     results = last.results()
     return Outcome(tuple(results), tuple(last.skipped), tuple(last.void), evaluation.settings)
 
