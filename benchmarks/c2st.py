@@ -1,10 +1,11 @@
 """The two-sample test on real images: does it work at all, and what does it say of generated ones?
 
-    python -m benchmarks.c2st --data mnist=parquet:FOLDER --generated mnist:ddim-50=FILE.npz --out benchmarks/results
+    python -m benchmarks.c2st --data mnist=parquet:FOLDER --generated mnist:ddim-50=runs/card/ddim-50/images
 
 For each data set, on its test split: the two controls (noise of sd 4/255 must be found, real against real must not be
-told apart), a 3x3 binomial blur, the train split as a set that a perfect model of it would generate, and npz files of
-generated images (`images` uint8 of shape (n, c, h, w), `labels`). Writes c2st_controls.json after every line.
+told apart), a 3x3 binomial blur, the train split as a set that a perfect model of it would generate, and folders of
+generated images: PNGs named by their seeds, classes in turn, as `fewstep evaluate` and `make card` leave them; the
+first 5,000 seeds count. Writes c2st_controls.json after every line, and keeps what it has of other data sets.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.functional import conv2d, pad
 
-from fewstep._files import output_dir, write_json
+from fewstep._files import output_dir, read_json, write_json
 from fewstep.data import ImageData, load_data
+from fewstep.data.pictures import decode
 from fewstep.experiments.demo import machine
 from fewstep.metrics.c2st import C2stConfig, c2st, c2st_controls
 from fewstep.metrics.matching import Labelled
@@ -38,19 +39,25 @@ def blurred(images: torch.Tensor) -> torch.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", action="append", required=True, metavar="NAME=SOURCE")
-    parser.add_argument("--generated", action="append", default=[], metavar="DATA:NAME=FILE.npz")
+    parser.add_argument("--generated", action="append", default=[], metavar="DATA:NAME=FOLDER")
     parser.add_argument("--train-split", action="store_true", help="also the train split against the test split")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     config, path = C2stConfig(), output_dir(options.out) / "c2st_controls.json"
-    content: dict[str, Any] = {"machine": machine(), "config": asdict(config) | {"seeds": list(config.seeds)}}
+    content: dict[str, Any] = {
+        "machine": machine(),
+        "config": asdict(config) | {"seeds": list(config.seeds)},
+        "data": {},
+    }
+    if path.exists() and (earlier := read_json(path))["config"] == content["config"]:
+        content["data"] = earlier["data"]
     for entry in options.data:
         name, _, source = entry.partition("=")
         mine = [
             text.removeprefix(f"{name}:").partition("=") for text in options.generated if text.startswith(f"{name}:")
         ]
-        rows = content.setdefault("data", {}).setdefault(name, {})
+        rows = content["data"].setdefault(name, {})
         for line in measure(source, config, {key: Path(file) for key, _, file in mine}, options.train_split):
             rows |= line
             print(f"{name}: {line}", flush=True)
@@ -79,9 +86,10 @@ def compared(
     if train:
         data = load_data(source, "train")
         yield "train split", data.images, data.labels
-    for name, file in files.items():
-        with np.load(file) as content:
-            yield name, torch.from_numpy(content["images"]), torch.from_numpy(content["labels"])
+    for name, folder in files.items():
+        chosen = [file for file in sorted(folder.glob("*.png")) if int(file.stem) < config.n]
+        labels = torch.tensor([int(file.stem) % real.n_classes for file in chosen])
+        yield name, torch.stack([decode(str(file), file, None, real.shape[0]) for file in chosen]), labels
 
 
 if __name__ == "__main__":
