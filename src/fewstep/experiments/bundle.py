@@ -1,9 +1,10 @@
-"""From a training run to a model that ships: half precision, a judge, and a card with measured numbers.
+r"""From a training run to a model that ships: half precision, a judge, and a card with measured numbers.
 
     fewstep train --preset mnist --data parquet:train.parquet --out runs/mnist
     python -m fewstep.experiments.bundle --run runs/mnist --judge mnist-judge --out src/fewstep/weights/mnist
     python -m benchmarks.model_card --model mnist --out benchmarks/results
-    python -m fewstep.experiments.bundle --card benchmarks/results/model_card_mnist.json --out src/fewstep/weights/mnist
+    python -m fewstep.experiments.bundle --card benchmarks/results/model_card_mnist.json \
+        --c2st benchmarks/results/c2st_controls.json --out src/fewstep/weights/mnist
 
 The numbers are measured on the half-precision weights, since those are what people load; so the card is written last.
 """
@@ -11,6 +12,7 @@ The numbers are measured on the half-precision weights, since those are what peo
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,20 @@ from torch import nn
 
 from fewstep._files import read_json, require, write_atomic
 from fewstep.errors import CheckpointError, ConfigError, choose
-from fewstep.metrics import JUDGES, Judge, load_judge
+from fewstep.metrics import JUDGES, Estimate, Judge, load_judge
 from fewstep.models import Model, load_model, save_model
 
 __all__ = ["bundle", "card", "main"]
 
+_COLUMNS = {
+    "fd": "FD",
+    "fd_inf": "FD inf",
+    "kid": "KID",
+    "precision": "precision",
+    "recall": "recall",
+    "coverage": "coverage",
+    "rho": "rho",
+}
 _CARD = Path(__file__).with_name("card.md.j2")
 _LICENCES = {
     "mnist": "MNIST, Y. LeCun, C. Cortes, C. J. C. Burges, CC BY-SA 3.0",
@@ -49,13 +60,14 @@ def bundle(run: Path, out: Path, *, judge: str = "", machine: str = "") -> None:
     save_model(out, model.denoiser.network, replace(model.config, facts=facts), half=True)
 
 
-def card(model: Model, judge: Judge, measured: dict[str, Any]) -> str:
+def card(model: Model, judge: Judge, measured: dict[str, Any], told: Mapping[str, Any] | None = None) -> str:
     """Write the card of a bundled model.
 
     Args:
         model: the model.
         judge: what measured it.
         measured: what `benchmarks.model_card` wrote.
+        told: "solver-nfe" -> what `benchmarks.c2st` wrote of these images; None leaves the column out.
 
     Returns:
         Markdown.
@@ -69,9 +81,8 @@ def card(model: Model, judge: Judge, measured: dict[str, Any]) -> str:
             "A card shows what was measured on its own weights",
             "Run benchmarks.model_card again",
         )
-    module, rows = model.denoiser.network, measured["rows"]
-    cells = {(row["solver"], row["nfe"]): f"{row['mean']:.2f} ± {row['sd']:.2f}" for row in rows}
-    budgets = [row["nfe"] for row in rows if row["solver"] == "ddim"]
+    module = model.denoiser.network
+    tables = [(solver, list(_rows(measured, solver, told))) for solver in _solvers(measured)]
     environment = require("jinja2", "cli").Environment(trim_blocks=True, keep_trailing_newline=True)
     text: str = environment.from_string(_CARD.read_text(encoding="utf-8")).render(
         config=model.config,
@@ -79,11 +90,27 @@ def card(model: Model, judge: Judge, measured: dict[str, Any]) -> str:
         fingerprint=model.fingerprint,
         parameters=sum(p.numel() for p in module.parameters()) if isinstance(module, nn.Module) else 0,
         measured=measured,
-        rows=[(nfe, cells["ddim", nfe], cells["evodiff", nfe]) for nfe in budgets],
+        tables=tables,
+        columns=[*_COLUMNS.values(), *(["C2ST"] if told else [])],
+        told=told,
         floors=judge.facts["floors"],
         licence=_LICENCES.get(model.config.name, "see its source"),
     )
     return text
+
+
+def _solvers(measured: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(row["solver"] for row in measured["rows"]))
+
+
+def _rows(measured: Mapping[str, Any], solver: str, told: Mapping[str, Any] | None) -> Iterator[list[str]]:
+    """The cells of one solver's table, a row for each budget."""
+    for row in measured["rows"]:
+        if row["solver"] == solver:
+            numbers = [str(Estimate.from_json(row["numbers"][name])) for name in _COLUMNS]
+            one = (told or {}).get(f"{solver}-{row['nfe']}")
+            test = [str(Estimate.from_json(one["accuracy"])) if one else "not run"] if told else []
+            yield [str(row["nfe"]), *numbers, *test]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -93,6 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--judge", default="", help="name of its judge")
     parser.add_argument("--machine", default="", help="what it was trained on, in words")
     parser.add_argument("--card", type=Path, help="numbers from benchmarks.model_card; writes the card")
+    parser.add_argument("--c2st", type=Path, help="what benchmarks.c2st wrote, for a column of the card")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
     if options.run:
@@ -100,7 +128,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.card:
         model = load_model(options.out)
         judge = load_judge(str(model.config.facts["judge"]))
-        write_atomic(options.out / "README.md", card(model, judge, read_json(options.card)).encode())
+        told = read_json(options.c2st)["data"][model.config.name] if options.c2st else None
+        write_atomic(options.out / "README.md", card(model, judge, read_json(options.card), told).encode())
 
 
 if __name__ == "__main__":
