@@ -42,22 +42,26 @@ def run_evaluate(request: Request, against: Path | None, protocol: str) -> None:
     _show(outcome, request, protocol)
     if earlier is not None:
         _show_differences(outcome, earlier, against)
-    say(f"Written to {escape(str(request.plan.out))}: results.json, results.png")
+    say(f"Written to {escape(str(request.plan.out))}: results.json with the line of every number, results.png")
 
 
 def _show(outcome: Outcome, request: Request, protocol: str) -> None:
+    results = outcome.results
     table(
-        f"{request.what}: {protocol + ', ' if protocol else ''}{_images(outcome.results)}",
-        ("number", "features", "value [95 % interval]", "interval from"),
-        (_row(result) for result in outcome.results),
+        f"{request.what}: {protocol + ', ' if protocol else ''}{_images(results)}",
+        ("number", "value [95 % interval]", "features"),
+        ((result.name, str(result.estimate), result.protocol.measuring.features) for result in results),
     )
-    if protocol == "coco30k" and outcome.results and outcome.results[0].protocol.measuring.n != _COCO:
+    for how in dict.fromkeys(result.estimate.how for result in results):
+        named = ", ".join(dict.fromkeys(result.name for result in results if result.estimate.how == how))
+        say(f"[dim]Interval of {escape(named)}: {escape(how)}[/]")
+    if protocol == "coco30k" and results and results[0].protocol.measuring.n != _COCO:
         say(f"[yellow]The protocol of that name has {_COCO:,} prompts; these numbers stand for themselves.[/]")
-    for note in dict.fromkeys([*(result.note for result in outcome.results), *outcome.void]):
+    for note in dict.fromkeys([*(result.note for result in results), *outcome.void]):
         if note:
             say(f"[yellow]{escape(note)}[/]")
-    for result in outcome.results:
-        say(f"[dim]{escape(result.line())}[/]")
+    if results:
+        say(f"[dim]{escape(results[0].protocol.line())}[/]")
 
 
 def _images(results: Sequence[Result]) -> str:
@@ -65,10 +69,6 @@ def _images(results: Sequence[Result]) -> str:
         return "no number"
     measuring = results[0].protocol.measuring
     return f"{measuring.n:,} images" + (f" in each of {measuring.sets} seed sets" if measuring.sets > 1 else "")
-
-
-def _row(result: Result) -> tuple[str, ...]:
-    return (result.name, result.protocol.measuring.features, str(result.estimate), result.estimate.how)
 
 
 def _show_differences(outcome: Outcome, earlier: Sequence[Result], against: Path | None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import importlib.metadata
 import json
 from collections.abc import Mapping
@@ -178,8 +179,9 @@ def _made(made: Making) -> str:
 
 def library_versions(*libraries: str) -> dict[str, str]:
     """Read the versions of fewstep, torch and further installed libraries; what is not installed is left out."""
-    versions = {}
-    for library in ("fewstep", *libraries):
+    # Its own version from the code that runs: the metadata of an editable install may be older.
+    versions = {"fewstep": str(importlib.import_module("fewstep").__version__)}
+    for library in libraries:
         try:
             versions[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
