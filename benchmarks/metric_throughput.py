@@ -3,8 +3,8 @@
     python -m benchmarks.metric_throughput --out benchmarks/results
 
 Each side sees the same batches through the same network (frozen random convolutions of a given dimension) and reports a
-Fréchet distance and a KID. Sides take turns, and the table shows the median ratio of the rounds. The memory table runs
-every size in a fresh process and shows by how much the peak of the process grew over that of an empty run.
+Fréchet distance and a KID; fewstep once with its intervals and once without. Sides take turns, and the table shows the
+median ratio of the rounds. The memory table runs every size in a fresh process and shows its peak.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +26,9 @@ from torch import Tensor, nn
 from fewstep._files import output_dir, write_json
 from fewstep.experiments.demo import machine
 from fewstep.features import RandomConv
-from fewstep.metrics import FeatureSet, fd, kid
+from fewstep.metrics import GROUPS, FeatureSet, fd, kid
 
-BATCH, ROUNDS = 250, 5
+BATCH, ROUNDS = 250, 3
 SIZES = (5_000, 10_000, 20_000, 40_000)
 
 
@@ -49,8 +51,8 @@ class Network(nn.Module):
             return self.body(pixels.float() / 127.5 - 1)
 
 
-def ours(network: Network, n: int, keep: int) -> dict[str, float]:
-    sets = [FeatureSet(network.num_features, keep=keep) for _ in range(2)]
+def ours(network: Network, n: int, keep: int, groups: int = GROUPS) -> dict[str, float]:
+    sets = [FeatureSet(network.num_features, keep=keep, groups=groups) for _ in range(2)]
     for part in range(n // BATCH):
         index = torch.arange(part * BATCH, (part + 1) * BATCH)
         for side, gathered in enumerate(sets):
@@ -75,17 +77,25 @@ def theirs(network: Network, n: int) -> dict[str, float]:
     return {"fd": float(distance.compute()), "kid": float(kernel.compute()[0])}
 
 
-def timed(dim: int, n: int) -> dict[str, object]:
+def timed(dim: int, n: int) -> dict[str, Any]:
     network = Network(dim)
-    seconds: dict[str, list[float]] = {"fewstep": [], "torchmetrics": []}
+    sides: dict[str, Callable[[], dict[str, float]]] = {
+        "with intervals": lambda: ours(network, n, n),
+        "without": lambda: ours(network, n, n, groups=1),
+        "torchmetrics": lambda: theirs(network, n),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
     values: dict[str, dict[str, float]] = {}
     for _ in range(ROUNDS):
-        for name, run in (("fewstep", lambda: ours(network, n, n)), ("torchmetrics", lambda: theirs(network, n))):
+        for name, run in sides.items():
             start = time.perf_counter()
             values[name] = run()
             seconds[name].append(time.perf_counter() - start)
-    ratios = [a / b for a, b in zip(seconds["fewstep"], seconds["torchmetrics"], strict=True)]
-    return {"dim": dim, "n": n, "ratio": statistics.median(ratios), "seconds": seconds, "values": values}
+    ratios = {
+        name: statistics.median(a / b for a, b in zip(seconds[name], seconds["torchmetrics"], strict=True))
+        for name in ("with intervals", "without")
+    }
+    return {"dim": dim, "n": n, "ratios": ratios, "seconds": seconds, "values": values}
 
 
 def grown(side: str, n: int) -> float:
@@ -114,7 +124,7 @@ def main() -> None:
     speed, memory = [], {}
     for dim, n in ((64, 10_000), (512, 10_000), (2048, 4_000)):
         speed.append(timed(dim, n))
-        print(f"dim {dim}, n {n}: fewstep / torchmetrics = {speed[-1]['ratio']:.2f}", flush=True)
+        print(f"dim {dim}, n {n}: fewstep / torchmetrics {speed[-1]['ratios']}, {speed[-1]['values']}", flush=True)
         write_json(path, content | {"speed": speed})
     for side in ("fewstep", "torchmetrics"):
         memory[side] = {n: round(grown(side, n)) for n in SIZES}
