@@ -196,3 +196,8 @@ def test_random_conv_tells_quarters_apart_from_five_pixels_on():
     for size, apart in ((4, False), (5, True)):
         quarters = features(x[..., :size, :size]).reshape(2, 4, 4)
         assert (float((quarters - quarters[..., :1]).abs().max()) > 0.01) == apart, f"{size} pixels"
+
+
+def test_no_classifier_takes_the_name_of_fid():
+    with pytest.raises(ConfigError, match="inception-fid"):
+        ClassifierFeatures(SmallClassifier(1, width=2, dim=4), "inception-fid")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 
@@ -181,3 +182,15 @@ def test_the_authors_examples():
     lpips = load_lpips(SQUEEZENET, HEADS)
     for name, published in (("ex_p0.png", 0.711), ("ex_p1.png", 0.148)):
         assert abs(float(lpips(read("ex_ref.png"), read(name))) - published) <= 0.01
+
+
+def test_faint_activations_have_directions_too():
+    # Without biases a network of ReLUs scales with its first layer, and directions know nothing of scale.
+    network = randomised(SqueezeNet())
+    for name, weight in network.named_parameters():
+        weight.detach().mul_(0.0 if name.endswith("bias") else 1.0)
+    faint = copy.deepcopy(network)
+    faint.features[0].weight.detach().mul_(1e-6)
+    distances = [Lpips(one, random_heads())(rgb(2), rgb(2, seed=2)) for one in (network, faint)]
+    assert float(distances[0].min()) > 0
+    assert torch.allclose(*distances, rtol=1e-4)

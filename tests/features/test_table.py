@@ -58,10 +58,11 @@ def test_classifier_from_its_folder(tmp_path):
         load_features(f"classifier:{tmp_path}")
 
 
-@pytest.mark.parametrize(("spec", "loader"), [("clip", "load_clip"), ("dinov2", "load_dinov2")])
-def test_hub_kinds_get_what_is_behind_the_colon(monkeypatch, spec, loader):
-    monkeypatch.setattr(hub, loader, lambda place: place)
-    assert load_features(f"{spec}:some/model") == "some/model"
+@pytest.mark.parametrize(("spec", "loader"), [("clip", hub.load_clip), ("dinov2", hub.load_dinov2)])
+def test_hub_kinds_get_what_is_behind_the_colon(spec, loader):
+    assert FEATURES[spec].load is loader
+    with pytest.raises(MissingWeights, match="/nowhere/at/all"):
+        load_features(f"{spec}:/nowhere/at/all")
 
 
 def test_inception_in_both_resizes(monkeypatch):

@@ -164,6 +164,11 @@ def test_texts(loaded):
     # Padding to the longest text of a batch changes nothing.
     torch.testing.assert_close(features.embed_text(["cat", long])[:1], features.embed_text(["cat"]), atol=1e-6, rtol=0)
     assert features.too_long(["cat", long]) == [1]
+    # One longer and longer text: the one that just fills the context is not too long.
+    growing = ["x" * letters for letters in range(1, features.context + 1)]
+    tokens = [len(features.tokenizer(text, verbose=False).input_ids) for text in growing]
+    assert features.context in tokens
+    assert features.too_long(growing) == list(range(tokens.index(features.context) + 1, len(growing)))
     with pytest.raises(ConfigError, match="No texts"):
         features.embed_text([])
 

@@ -9,11 +9,20 @@ import torch
 from tests.metrics.sets import draws
 
 from fewstep.errors import ConfigError, DataError, DtypeError, NonFiniteError, ShapeError
-from fewstep.metrics.c2st import C2stConfig, C2stControls, C2stProgress, C2stResult, c2st, c2st_controls, c2st_steps
+from fewstep.metrics.c2st import (
+    C2stConfig,
+    C2stControls,
+    C2stProgress,
+    C2stResult,
+    _noisy,
+    c2st,
+    c2st_controls,
+    c2st_steps,
+)
 from fewstep.metrics.c2st_results import C2stTrial
-from fewstep.metrics.c2st_training import highest
+from fewstep.metrics.c2st_training import _right, highest
 from fewstep.metrics.estimate import Estimate
-from fewstep.metrics.matching import Labelled, match
+from fewstep.metrics.matching import Labelled, Pair, match
 from fewstep.networks.two_sample import TwoSampleNet
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -171,6 +180,15 @@ def test_matching_takes_no_image_twice():
     assert sorted(every) == list(range(240))
 
 
+def test_halves_are_equal_and_shares_are_whole():
+    labels = torch.tensor([0] * 7 + [1] * 4 + [2])
+    halves = Labelled(smooth_images(12), labels).halves(0)
+    assert [torch.bincount(half.labels, minlength=3).tolist() for half in halves] == [[3, 2, 0]] * 2
+    # 30 of 44 are wanted, and 44 * (30 / 44) / 2 is a little below 15 in float64.
+    both = (Labelled(smooth_images(44, seed)) for seed in (0, 1))
+    assert match(*both, most=30, least=2, seed=0).n == 30
+
+
 def test_the_choice_of_images_is_random_and_seeded():
     images = Labelled(torch.arange(240).to(torch.uint8).reshape(-1, 1, 1, 1))
     halves = [images.halves(seed)[0].images.flatten().tolist() for seed in (0, 0, 1)]
@@ -224,3 +242,25 @@ def test_the_controls_on_real_images(name):
     print(controls.noise.accuracies, controls.real.accuracies)
     assert controls.why == ""
     assert min(controls.noise.accuracies) >= 0.95
+
+
+def test_the_control_has_noise_of_the_sd_it_names():
+    grey = torch.full((50, 3, 16, 16), 128, dtype=torch.uint8)
+    added = _noisy(grey, 0).to(torch.float64) - 128
+    # Variance 16 and that of rounding; 38,400 draws have a standard error of 0.4 % of the deviation.
+    assert float(added.std()) == pytest.approx((16 + 1 / 12) ** 0.5, rel=0.015)
+    assert _noisy(grey * 0 + 255, 0).max() == 255
+    assert _noisy(grey * 0 + 255, 0).min() > 225
+
+
+def test_answers_do_not_depend_on_the_other_images():
+    torch.manual_seed(0)
+    network = TwoSampleNet(1, 4)
+    network(torch.randn(64, 1, 10, 10))  # gives the batch normalisations something to remember
+    images = smooth_images(60, 3)
+    with torch.no_grad():
+        one_by_one = torch.cat([network.eval()(image[None].float() / 127.5 - 1) for image in images])
+        network.logit.bias -= one_by_one.median()  # half of the answers are yes
+    targets = (one_by_one > one_by_one.median()).double()
+    # The image in the middle sits on the threshold.
+    assert _right(network.train(), Pair(images, targets, images, targets), "cpu") >= 59

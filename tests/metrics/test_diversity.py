@@ -114,3 +114,16 @@ def test_bad_input():
         rho(feature_set(draws(6, 2), LABELS[:6]), feature_set(draws(100, 2), LABELS[:100]))
     with pytest.raises(ShapeError):
         rho(feature_set(draws(20, 2), LABELS[:20]), feature_set(draws(20, 3), LABELS[:20]))
+    with pytest.raises(DataError, match="without any variance"):
+        rho(feature_set(draws(60, 2), LABELS[:60]), feature_set(torch.ones(60, 2), LABELS[:60]))
+
+
+def test_conditions_in_a_regular_order_do_not_line_up_with_the_groups():
+    # Every tenth of 100 conditions is answered by its mean. The share of such conditions has a standard deviation of
+    # 0.03 in a draw of 100; with all of them in one group, the interval would reach 0.23 to both sides.
+    labels = torch.arange(4000) % 100
+    alive = (labels % 10 > 0)[:, None].double()
+    found = rho(feature_set(alive * draws(4000, 5), labels), feature_set(draws(4000, 5, 1), labels))["rho"]
+    print(found)
+    assert found.value == pytest.approx(0.9, abs=0.05)
+    assert 0.03 < (found.high - found.low) / 2 < 0.12

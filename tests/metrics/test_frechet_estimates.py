@@ -130,7 +130,8 @@ def test_the_note_appears_when_it_should():
     for n, dim, bias, value in ((500, 64, 0.1, 2.0), (50_000, 8192, 0.1, 2.0), (50_000, 64, 0.3, 2.0), (1999, 2, 0, 1)):
         note = small_sample_note(n, dim, bias, value)
         assert f"{n:,} images in {dim} dimensions" in note
-        assert f"{bias:.3g} of {value:.4g}" in note
+        assert f"would have about {bias:.3g}" in note
+        assert f"this is {value:.4g}" in note
         assert "singular" not in note
     assert "singular" in small_sample_note(64, 64, 1.0, 2.0)
 

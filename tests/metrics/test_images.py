@@ -51,5 +51,7 @@ def test_bad_input():
         image_moments(features, torch.full((2, 1, 6, 6), float("nan")))
     with pytest.raises(DataError, match=r"0\.\.255"):
         image_moments(features, (IMAGES + 1) * 127.5)
+    with pytest.raises(DataError, match=r"0\.\.255"):
+        image_moments(features, (IMAGES + 1) * 10)  # a dark picture
     with pytest.raises(ConfigError):
         image_moments(features, IMAGES, 0)

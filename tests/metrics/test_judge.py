@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,13 @@ def test_round_trip(judge, tmp_path):
     assert {**again.facts, "statistics": ""} == {**judge.facts, "statistics": ""}
     x = digits_like(30)
     assert again.distance(x) == pytest.approx(judge.distance(x), rel=1e-12)
+
+
+def test_a_judge_that_lost_its_vectors_can_be_saved(judge, tmp_path):
+    save_judge(tmp_path, replace(judge, kept=None))
+    again = load_judge(tmp_path)
+    assert again.kept is None
+    assert "rows" not in again.facts
 
 
 def test_bad_input(judge, tmp_path):

@@ -165,3 +165,11 @@ def test_bad_input():
         with pytest.raises(ConfigError):
             RBF(widths)
     assert kid(of(x), of(x.flip(0))).low is None  # five images do not fill ten groups
+
+
+def test_gaussian_kernels_do_not_see_an_offset():
+    # Norms of 5e12 carry rounding errors of 1e-3; what is left here is that of the rows themselves, 1e-10.
+    x, y, kernel = normal(20, 5, 0), normal(30, 5, 1), RBF((1.0,))
+    gap = (kernel(x + 1e6, y + 1e6) - kernel(x, y)).abs().max()
+    print(f"largest difference {float(gap):.1e}")
+    assert gap < 1e-8

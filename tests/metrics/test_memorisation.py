@@ -6,8 +6,10 @@ import pytest
 import torch
 from tests.metrics.sets import draws, feature_set
 
-from fewstep.errors import ConfigError, DataError, ShapeError
+from fewstep.errors import ConfigError, DataError, NonFiniteError, ShapeError
 from fewstep.metrics import neighbours
+from fewstep.metrics.estimate import jackknife
+from fewstep.metrics.grouping import group_of
 from fewstep.metrics.memorisation import mann_whitney_z, memorisation, nearest
 
 TRAIN = draws(2000, 5, 50)
@@ -53,6 +55,16 @@ def test_honest_samples_are_not_accused(q):
     assert abs(float(scores.mean())) < 4 / 20**0.5
     assert 0.5 < float(scores.std()) < 1.6
     assert runs[0]["copies"].value == 0
+
+
+def test_the_interval_is_a_jackknife_over_both_sides():
+    gen, held_out = draws(300, 5), draws(400, 5, 1)
+    found = measure(gen, held_out, q=0.05)["memorised"]
+    far, usual = (nearest(side.float(), TRAIN.float())[0] for side in (gen, held_out))
+    groups = [group_of(torch.arange(len(side)), 10) for side in (gen, held_out)]
+    parts = [(far[groups[0] != g] < usual[groups[1] != g].quantile(0.05)).double().mean().item() for g in range(10)]
+    expected = jackknife(found.value, parts)
+    assert (found.low, found.high) == pytest.approx((max(0, expected.low), expected.high), abs=1e-12)
 
 
 def test_noise_is_far_and_not_accused():
@@ -103,3 +115,7 @@ def test_bad_input():
         memorisation(feature_set(draws(20, 5)), feature_set(TRAIN, keep=0), feature_set(draws(200, 5)))
     with pytest.raises(DataError):
         mann_whitney_z(torch.zeros(0), torch.zeros(3))
+    with pytest.raises(NonFiniteError):
+        mann_whitney_z(torch.tensor([1.0, float("nan")]), torch.zeros(3))
+    with pytest.raises(NonFiniteError):
+        nearest(torch.full((2, 3), float("nan")), draws(4, 3))

@@ -25,6 +25,7 @@ X = torch.randn(40, 5, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
     5, 5, dtype=DOUBLE, generator=torch.Generator().manual_seed(1)
 )
 MEAN, COV = X.numpy().mean(0), np.cov(X.numpy(), rowvar=False)
+LOWEST = np.linalg.eigvalsh(COV)[0]
 IMAGES = torch.randint(256, (6, 3, 4, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
 
 
@@ -134,6 +135,7 @@ def test_grey_images_without_a_channel_axis(path):
     [
         (DataError, "no covariance: asymmetric", {"mu": MEAN, "sigma": np.triu(COV)}),
         (DataError, "no covariance", {"mu": MEAN, "sigma": COV - 2 * np.eye(5) * COV.max()}),
+        (DataError, "lowest eigenvalue -", {"mu": MEAN, "sigma": COV - np.eye(5) * (LOWEST + 0.01 * COV.max())}),
         (ShapeError, r"\(5,\)", {"mu": MEAN, "sigma": np.eye(4)}),
         (ShapeError, r"\(5, 4\)", {"mu": MEAN, "sigma": np.ones((5, 4))}),
         (NonFiniteError, "mean", {"mu": MEAN * np.nan, "sigma": COV}),
@@ -141,6 +143,10 @@ def test_grey_images_without_a_channel_axis(path):
         (DataError, "int64", {"mu": np.arange(5), "sigma": COV}),
         (DataError, "not empty", {"mu": np.zeros(0), "sigma": np.zeros((0, 0))}),
         (DataError, "Moments of 1 samples", {"mu": MEAN, "sigma": COV, "n": np.array(1)}),
+        (DataError, "n in .* is array\\(nan\\)", {"mu": MEAN, "sigma": COV, "n": np.array(np.nan)}),
+        (DataError, "whole number", {"mu": MEAN, "sigma": COV, "n": np.array(40.5)}),
+        (DataError, "whole number", {"mu": MEAN, "sigma": COV, "n": np.array("many")}),
+        (DataError, "whole number", {"mu": MEAN, "sigma": COV, "n": np.array([40, 41])}),
         (DataError, "arrays mean, std", {"mean": MEAN, "std": COV}),
         (DataError, "images and no statistics", {"arr_0": np.zeros((2, 4, 4, 3), np.uint8)}),
         (ShapeError, r"feats of shape \(5,\)", {"feats": MEAN}),

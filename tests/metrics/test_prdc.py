@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.metrics.sets import draws, feature_set
 
-from fewstep.errors import ConfigError, DataError, ShapeError
+from fewstep.errors import ConfigError, DataError, NonFiniteError, ShapeError
 from fewstep.metrics import neighbours
 from fewstep.metrics.grouping import group_of, random_rank
 from fewstep.metrics.neighbours import nearest, squared_distances
@@ -119,6 +119,13 @@ def test_copies_lie_on_every_sphere_however_they_are_summed():
     assert values == {"precision": 1.0, "recall": 1.0, "density": 6 / 5, "coverage": 1.0}
 
 
+def test_ties_on_spheres_are_those_of_exact_arithmetic():
+    # Small whole numbers: many samples lie on spheres exactly, and the slow transcription knows their squares exactly.
+    generator = torch.Generator().manual_seed(0)
+    real, fake = (torch.randint(0, 3, (n, 12), generator=generator).double() for n in (60, 50))
+    assert prdc_values(real=real, fake=fake, k=3) == pytest.approx(slow(real, fake, 3), abs=1e-15)
+
+
 def test_blocks_do_not_matter(monkeypatch):
     real, fake = draws(150, 4), draws(130, 4, 1) * 0.7
     whole = prdc_values(real=real, fake=fake)
@@ -164,9 +171,16 @@ def test_the_order_of_images_does_not_matter():
 def test_few_images_have_a_number_without_interval():
     found = prdc(feature_set(draws(6, 2)), feature_set(draws(6, 2, 1)), k=5)
     assert all(estimate.low is None for estimate in found.values())
+    # Nine images leave one of ten groups empty: leaving nothing out is no part of a jackknife.
+    for n, interval in ((9, False), (10, True)):
+        found = prdc(feature_set(draws(n, 2)), feature_set(draws(n, 2, 1)), k=3)
+        assert all((estimate.low is not None) == interval for estimate in found.values())
 
 
 def test_bad_input():
+    for broken in (float("nan"), float("inf")):
+        with pytest.raises(NonFiniteError, match="NaN or infinity"):
+            prdc_values(real=draws(20, 2), fake=draws(20, 2).index_fill(0, torch.tensor([3]), broken))
     with pytest.raises(DataError, match="k = 5"):
         prdc_values(real=draws(20, 2), fake=draws(5, 2))
     with pytest.raises(DataError, match="5 generated"):

@@ -32,6 +32,11 @@ def test_a_result_survives_json():
     assert results_from_json({"results": [first.to_json()]}) == [first]
 
 
+def test_a_result_compares_with_itself_out_of_a_file():
+    told = result(parameters={"seeds": (0, 1, 2), "k": 5})
+    check_comparable(told, Result.from_json(json.loads(json.dumps(told.to_json()))))
+
+
 def test_the_line_says_everything():
     line = result().line()
     parts = [*dataclasses.asdict(REFERENCE).values(), *dataclasses.asdict(MAKING).values(), *VERSIONS.values()]

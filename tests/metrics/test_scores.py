@@ -7,6 +7,7 @@ import torch
 from tests.metrics.sets import draws
 
 from fewstep.errors import DataError, NonFiniteError, ShapeError
+from fewstep.metrics.grouping import group_of
 from fewstep.metrics.scores import clip_score, clip_score_values, inception_score
 from fewstep.metrics.summary import ProbabilitySet, ScoreSet
 
@@ -94,3 +95,21 @@ def test_bad_input():
         inception_score(ProbabilitySet(10))
     with pytest.raises(DataError):
         clip_score(ScoreSet())
+
+
+@pytest.mark.parametrize(("n", "interval"), [(1, False), (2, False), (9, False), (10, True)])
+def test_an_interval_needs_every_group(n, interval):
+    found = inception_score(collected(torch.softmax(draws(n, 3), 1)))
+    assert (found.low is not None) == interval
+
+
+@pytest.mark.parametrize("k", [5, 9, 10, 13, 18])
+def test_rounding_above_the_largest_score_is_no_crossed_interval(k):
+    # Each group has all classes equally often, so the score is k without each of them, too, or k + 2e-15.
+    index = torch.arange(30 * k)
+    group, classes = group_of(index, 10), torch.empty_like(index)
+    for g in range(10):
+        classes[group == g] = torch.arange(3 * k) % k
+    found = inception_score(collected(torch.eye(k, dtype=torch.float64)[classes]))
+    assert found.value == pytest.approx(k, abs=1e-12)
+    assert found.low <= found.high <= k

@@ -117,6 +117,8 @@ def test_memory_does_not_grow_with_n():
         for start in range(0, n, 100):
             index = torch.arange(start, start + 100)
             summary.update(X[index % N], index, index % 3)
+            held = sum(len(part) for part, _ in summary._rows._parts)  # before anybody asks for the rows
+            assert held <= 2 * 20 + 100
         return sum(value.numel() for value in summary.state().values())
 
     assert size(100) == size(2000)
@@ -196,6 +198,7 @@ def nan_at(row):
         (ShapeError, "Labels", lambda: (X, torch.arange(N), LABELS.float())),
         (DtypeError, "int64", lambda: (X.long(), torch.arange(N))),
         (DtypeError, "float32", lambda: (X, torch.arange(N).float())),
+        (DataError, "Image number 4294967296", lambda: (X, torch.arange(N) + 2**32 - 3)),
         (DataError, "Image number -5", lambda: (X, torch.arange(N) - 5)),
         (DataError, "Image 6 was added twice", lambda: (X, (torch.arange(N) - 6).abs().clamp(min=0) + 5)),
     ],
@@ -216,6 +219,14 @@ def test_images_that_come_twice():
     with pytest.raises(DataError, match="added twice"):
         summary.merge(of(range(10, 40)))
     assert summary.n == 30
+
+
+def test_the_last_of_the_kept_rows_is_known_as_well():
+    summary = FeatureSet(DIM, keep=5)
+    summary.update(X, torch.arange(N))
+    for image in summary.row_index.tolist():
+        with pytest.raises(DataError, match=f"Image {image} was added twice"):
+            summary.update(X[:1], torch.tensor([image]))
 
 
 def test_labels_for_all_or_none():
@@ -267,6 +278,15 @@ def test_probabilities_and_scores_stream_and_merge(order, cut):
         assert entropy == pytest.approx(float(-(p * p.log()).sum()), rel=1e-6)
     assert torch.equal(scores.values, X[:, 0])
     assert torch.equal(scores.index, torch.arange(N))
+
+
+def test_rows_that_sum_to_one_nearly_are_made_to():
+    rows = torch.softmax(X, 1)
+    exact, rounded = ProbabilitySet(DIM), ProbabilitySet(DIM)
+    exact.update(rows, torch.arange(N))
+    rounded.update(1.005 * rows, torch.arange(N))
+    for a, b in zip(exact.sums(), rounded.sums(), strict=True):
+        assert gap(torch.as_tensor(a).double(), torch.as_tensor(b).double()) < 1e-10
 
 
 def test_certain_probabilities_have_no_entropy():

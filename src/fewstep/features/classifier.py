@@ -15,8 +15,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from fewstep._files import fingerprint, read_json, read_tensors, write_json, write_tensors
-from fewstep.errors import CheckpointError
+from fewstep.errors import CheckpointError, ConfigError
 from fewstep.features.base import check_images
+from fewstep.features.inception import is_fid
 from fewstep.networks.classifier import SmallClassifier
 
 __all__ = ["ClassifierFeatures", "load_classifier", "save_classifier"]
@@ -31,6 +32,9 @@ class ClassifierFeatures(nn.Module):
         network: the classifier.
         name: what to call it; the features are named "name@fingerprint".
         size: height and width of the images it was trained on, or None to take any from 4 pixels on.
+
+    Raises:
+        ConfigError: if the name is that of FID's own features.
     """
 
     resize = "none"
@@ -40,6 +44,12 @@ class ClassifierFeatures(nn.Module):
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.fingerprint = fingerprint(self.network.state_dict())
         self.name, self.dim, self.size = f"{name}@{self.fingerprint}", network.dim, size
+        if is_fid(self.name):
+            raise ConfigError(
+                f"A classifier with the name {name!r}",
+                "A distance is called FID in Inception's published weights alone, and these have that name",
+                "Give it another name",
+            )
 
     def train(self, mode: bool = True) -> ClassifierFeatures:
         """Stay in evaluation mode, whatever the mode of a module around this one."""
@@ -101,6 +111,7 @@ def load_classifier(folder: str | Path) -> tuple[ClassifierFeatures, dict[str, A
         Its features on the CPU, and the whole content of config.json.
 
     Raises:
+        ConfigError: if it has the name of FID's own features.
         CheckpointError: if a file is missing, damaged or foreign, or the weights are not those that config.json names.
     """
     folder = Path(folder)

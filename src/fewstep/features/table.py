@@ -28,6 +28,7 @@ from fewstep.features.base import Features
 from fewstep.features.classifier import load_classifier
 from fewstep.features.pixels import Pixels
 from fewstep.features.random_conv import RandomConv
+from fewstep.features.transformers_vision import load_clip, load_dinov2
 
 __all__ = ["FEATURES", "FeatureKind", "load_features"]
 
@@ -56,20 +57,6 @@ def _classifier(folder: str) -> Features:
     return load_classifier(folder)[0]
 
 
-def _clip(path_or_id: str) -> Features:
-    from fewstep.features.transformers_vision import (
-        load_clip,
-    )  # transformers comes with an extra, and loads for seconds
-
-    return load_clip(path_or_id)
-
-
-def _dinov2(path_or_id: str) -> Features:
-    from fewstep.features.transformers_vision import load_dinov2
-
-    return load_dinov2(path_or_id)
-
-
 FEATURES: Mapping[str, FeatureKind] = {
     "pixels": FeatureKind(Pixels),
     "random-conv": FeatureKind(lambda shape: RandomConv(shape[0])),
@@ -78,8 +65,8 @@ FEATURES: Mapping[str, FeatureKind] = {
     "squeezenet": FeatureKind(squeezenet.load_squeezenet, "FILE", squeezenet.WHERE),
     "inception": FeatureKind(inception.load_inception, "FILE", inception.WHERE),
     "inception-legacy": FeatureKind(partial(inception.load_inception, resize="legacy"), "FILE", inception.WHERE),
-    "clip": FeatureKind(_clip, "PATH_OR_ID", _HUB.format("CLIP", "openai/clip-vit-large-patch14")),
-    "dinov2": FeatureKind(_dinov2, "PATH_OR_ID", _HUB.format("DINOv2", "facebook/dinov2-large")),
+    "clip": FeatureKind(load_clip, "PATH_OR_ID", _HUB.format("CLIP", "openai/clip-vit-large-patch14")),
+    "dinov2": FeatureKind(load_dinov2, "PATH_OR_ID", _HUB.format("DINOv2", "facebook/dinov2-large")),
 }
 
 

@@ -48,7 +48,8 @@ def rho(gen: FeatureSet, ref: FeatureSet) -> dict[str, Estimate]:
         "rho", without unit; or "diversity", the mean trace of the covariance, in squared units of the features.
 
     Raises:
-        DataError: if a side has no labels, or no condition has two generated images and real ones.
+        DataError: if a side has no labels, no condition has two generated images, or the real images of every condition
+            are all alike, so that there is nothing to divide by.
         ShapeError: if the features are of unlike dimensions.
 
     Source:
@@ -67,14 +68,26 @@ def rho(gen: FeatureSet, ref: FeatureSet) -> dict[str, Estimate]:
             "Generate several images per condition",
         )
     if len(chosen) >= _MANY:
-        parts = [[c for i, c in enumerate(chosen) if i % GROUPS != g] for g in range(GROUPS)]
-        left_out, what = [_mean(made, part, real) / _mean(real, part, real) for part in parts], "conditions"
+        group = group_of(torch.arange(len(chosen)), GROUPS).tolist()
+        parts = [[c for c, own in zip(chosen, group, strict=True) if own != g] for g in range(GROUPS)]
+        left_out, what = [_ratio(made, part, real) for part in parts], "conditions"
     else:
         left_out, what = _without_images(gen, ref if real else None, chosen), "images"
-    whole = bounded(jackknife(_mean(made, chosen, real) / _mean(real, chosen, real), left_out), 0.0)
+    whole = bounded(jackknife(_ratio(made, chosen, real), left_out), 0.0)
     counted = f"{sum(made[c][0] for c in chosen):,} of {gen.n:,} generated images in {len(chosen):,} conditions"
     how = f"{whole.how.replace('groups', f'groups of {what}')}; {counted}"
     return {name: replace(whole, how=how)}
+
+
+def _ratio(made: _Traces, chosen: list[int], real: _Traces) -> float:
+    below = _mean(real, chosen, real)
+    if below == 0:
+        raise DataError(
+            f"Real images without any variance inside {len(chosen)} conditions",
+            "The variance of the generated images is divided by that of the real ones",
+            "Look whether the real images of a condition are copies, or take features that tell them apart",
+        )
+    return _mean(made, chosen, real) / below
 
 
 def _mean(traces: _Traces, chosen: list[int], real: _Traces) -> float:
@@ -93,7 +106,7 @@ def _without_images(gen: FeatureSet, ref: FeatureSet | None, chosen: list[int]) 
         made, real = _kept(gen, g, groups), _kept(ref, g, groups) if ref else {}
         if any(traces.get(c, (0, 0.0))[0] < 2 for traces in (made, *([real] if ref else [])) for c in chosen):
             return []
-        left_out.append(_mean(made, chosen, real) / _mean(real, chosen, real))
+        left_out.append(_ratio(made, chosen, real))
     return left_out
 
 

@@ -171,9 +171,8 @@ def small_sample_note(n: int, dim: int, bias: float, value: float) -> str | None
         return None
     rank = " The covariance is singular: n is not above the dimension." if n <= dim else ""
     return (
-        f"Fréchet distance of only {n:,} images in {dim} dimensions: about {bias:.3g} of {value:.4g} is bias, which a "
-        f"perfect generator would have too (less of it with classes in turn).{rank} Compare only with distances of the "
-        "same n."
+        f"Fréchet distance of only {n:,} images in {dim} dimensions: a perfect generator would have about {bias:.3g} "
+        f"(less with classes in turn), this is {value:.4g}.{rank} Compare only with distances of the same n."
     )
 
 

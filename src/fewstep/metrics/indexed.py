@@ -102,7 +102,7 @@ def check_batch(what: str, values: Tensor, index: Tensor, width: int | None) -> 
     Raises:
         ShapeError: if the shapes do not fit.
         DtypeError: if the values are no floats or the index no integers.
-        DataError: if an image number is negative or comes twice in the batch.
+        DataError: if an image number is below 0 or not below 2^32, or comes twice in the batch.
         NonFiniteError: if a value is NaN or infinite; the message names the first such image.
     """
     if tuple(values.shape) != (len(index), *([] if width is None else [width])) or index.ndim != 1:
@@ -118,8 +118,11 @@ def check_batch(what: str, values: Tensor, index: Tensor, width: int | None) -> 
             "Convert them first",
         )
     values, index = values.detach().to("cpu").to(torch.float64), index.detach().to("cpu").to(torch.int64)
-    if len(index) and int(index.min()) < 0:
-        raise DataError(f"Image number {int(index.min())}", "Image numbers start at 0", "Number the images of a set")
+    outside = index[(index < 0) | (index >= 1 << 32)]  # from there on the hash would give two images one rank
+    if len(outside):
+        raise DataError(
+            f"Image number {int(outside[0])}", "Image numbers are 0 ... 2^32 - 1", "Number the images of a set from 0"
+        )
     numbers, counts = torch.unique(index, return_counts=True)
     if len(numbers) < len(index):
         raise repeated(int(numbers[counts > 1][0]))

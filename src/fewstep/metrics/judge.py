@@ -116,6 +116,7 @@ def save_judge(folder: str | Path, judge: Judge) -> None:
         OutputError: if the folder cannot be written.
     """
     statistics, facts = _statistics(judge.reference), dict(judge.facts)
+    facts.pop("rows", None)  # of a judge that was loaded with vectors and has none any more
     write_tensors(Path(folder) / "statistics.safetensors", statistics)
     if judge.kept is not None:
         rows = _rows(judge.kept)

@@ -7,7 +7,7 @@ has the mean zero when both sets come from one distribution, whatever their size
 called KID only in the features of one particular Inception network.
 
 Kernel matrices are summed block by block in float64, so memory does not grow with the number of rows. A summary keeps
-the rows of its first images (``FeatureSet.keep``), and these are what is compared: all of them at once, not 100
+the rows of a random sample of its images (``FeatureSet.keep``), and these are compared: all of them at once, not 100
 subsets of 1,000 with the standard deviation over the subsets, as torchmetrics does it. That standard deviation is of
 subsets of 1,000 and overlapping ones; the interval here is of the number itself, over the generated images.
 """

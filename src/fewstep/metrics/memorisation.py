@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from fewstep.errors import ConfigError, DataError
+from fewstep.errors import ConfigError, DataError, NonFiniteError
 from fewstep.metrics.estimate import Estimate, jackknife
 from fewstep.metrics.grouping import group_of
 from fewstep.metrics.neighbours import bounded, check_same_features, nearest
@@ -95,6 +95,7 @@ def mann_whitney_z(x: Tensor, y: Tensor) -> float:
 
     Raises:
         DataError: if one side is empty.
+        NonFiniteError: if a number is NaN.
 
     Source:
         Mann, Whitney 1947, with the usual correction for ties. Departs from it in: nothing.
@@ -102,6 +103,8 @@ def mann_whitney_z(x: Tensor, y: Tensor) -> float:
     n, m = len(x), len(y)
     if n == 0 or m == 0:
         raise DataError(f"{n} and {m} numbers", "A comparison needs both", "Pass at least one on each side")
+    if torch.isnan(x).any() or torch.isnan(y).any():
+        raise NonFiniteError("NaN among the numbers", "Numbers have an order", "Look at what they were computed from")
     _, place, counts = torch.unique(torch.cat([x, y]), return_inverse=True, return_counts=True)
     ties = counts.to(torch.float64)
     ranks = ties.cumsum(0) - (ties - 1) / 2

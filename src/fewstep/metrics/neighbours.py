@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fewstep.errors import DataError, ShapeError
+from fewstep.errors import DataError, NonFiniteError, ShapeError
 from fewstep.metrics.estimate import Estimate
 from fewstep.metrics.summary import FeatureSet
 
@@ -36,6 +36,7 @@ def squared_distances(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
     Raises:
         ShapeError: if the two do not fit together.
+        NonFiniteError: if a value is NaN or infinite.
     """
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ShapeError(
@@ -43,6 +44,8 @@ def squared_distances(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
             "They have shapes (n, dim) and (m, dim)",
             "Flatten images to one vector each, and compute both sides with the same features",
         )
+    if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
+        raise NonFiniteError("NaN or infinity among the vectors", "Vectors are finite", "Look at the images first")
     centre = y.mean(0, dtype=torch.float64)
     for start in range(0, len(x), _BLOCK):
         rows = slice(start, start + _BLOCK)
@@ -69,6 +72,7 @@ def nearest(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ShapeError: if the two do not fit together.
         DataError: if y is empty.
+        NonFiniteError: if a value is NaN or infinite.
     """
     if len(y) == 0:
         raise DataError("No vectors to be near to", "There must be at least one", "Pass the training images")
@@ -100,4 +104,6 @@ def bounded(estimate: Estimate, least: float, most: float = float("inf")) -> Est
     """Cut an interval to the values that the number can have."""
     if estimate.low is None or estimate.high is None:
         return estimate
-    return Estimate(estimate.value, max(least, estimate.low), min(most, estimate.high), estimate.how)
+    # Both ends on both sides: rounding can leave the number itself, and then both ends, 1e-15 beyond its range.
+    low, high = (min(max(least, end), most) for end in (estimate.low, estimate.high))
+    return Estimate(estimate.value, low, high, estimate.how)

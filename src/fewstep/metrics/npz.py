@@ -79,14 +79,13 @@ def read_statistics(path: str | Path) -> FeatureSet:
         A set that is known by its moments, with its n where the file says it; one with rows and groups from feats.
 
     Raises:
-        DataError: if the file is missing, damaged, a pickle or without statistics, or sigma is no covariance.
+        DataError: if the file is missing, damaged, a pickle or has no statistics, sigma is no covariance or n no count.
         ShapeError: if mu and sigma do not fit.
         NonFiniteError: if a value is NaN or infinite.
         MissingExtra: if numpy is not installed.
     """
     arrays = _load(path, ("mu", "sigma", "n", "feats"))
-    kind = _kind(path, arrays)
-    if kind == "clean-fid-kid":
+    if _kind(path, arrays) == "clean-fid-kid":
         return _from_features(path, arrays["feats"])
     if "mu" not in arrays or "sigma" not in arrays:
         raise DataError(
@@ -95,8 +94,7 @@ def read_statistics(path: str | Path) -> FeatureSet:
             "Read the images with read_samples and compute their features",
         )
     mean, cov = _tensor(path, "mu", arrays["mu"]), _tensor(path, "sigma", arrays["sigma"])
-    n = int(arrays["n"].reshape(-1)[0]) if "n" in arrays and arrays["n"].size == 1 else None
-    summary = FeatureSet.from_moments(mean.reshape(-1), cov, n)
+    summary = FeatureSet.from_moments(mean.reshape(-1), cov, _count(path, arrays.get("n")))
     _check_covariance(path, cov)
     return summary
 
@@ -240,9 +238,15 @@ def _tensor(path: str | Path, name: str, array: Any) -> Tensor:
     return torch.from_numpy(array.astype("float64"))
 
 
+def _count(path: str | Path, n: Any) -> int | None:
+    if n is None or (n.size == 1 and n.dtype.kind in "iuf" and float(n.item()).is_integer()):
+        return None if n is None else int(n.item())
+    raise DataError(f"n in {path} is {n!r}", "It is a whole number of images, or not there", "Write the file again")
+
+
 def _from_features(path: str | Path, features: Any) -> FeatureSet:
     rows = _tensor(path, "feats", features)
-    if rows.ndim != 2 or rows.numel() == 0:
+    if rows.ndim != 2:
         raise ShapeError(
             f"feats of shape {tuple(rows.shape)} in {path}", "They have shape (n, dim)", "Write the file again"
         )

@@ -144,7 +144,7 @@ class ProbabilitySet:
 
 
 class ScoreSet:
-    """One number per image, as an image-text score is; eight bytes per image are kept."""
+    """One number per image, as an image-text score is; all of them are kept, with their image numbers."""
 
     def __init__(self) -> None:
         self._rows = Indexed({"values": torch.empty(0, dtype=torch.float64)})

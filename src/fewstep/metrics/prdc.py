@@ -48,6 +48,7 @@ def prdc_values(*, real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
         ConfigError: if k < 1.
         DataError: if one side has no more than k vectors.
         ShapeError: if the two do not fit together.
+        NonFiniteError: if a value is NaN or infinite.
 
     Source:
         Kynkäänniemi et al. 2019, arXiv:1904.06991, Eq. 1 and 2; Naeem et al. 2020, arXiv:2002.09797, Section 3.
@@ -80,9 +81,10 @@ def prdc(gen: FeatureSet, ref: FeatureSet, k: int = 5) -> dict[str, Estimate]:
     check_same_features(gen, ref)
     n, groups = min(len(gen.rows), len(ref.rows)), gen.groups
     sides = [(group_of(one.row_index[:n], groups), one.rows[:n]) for one in (ref, gen)]
-    least = min(n - int(torch.bincount(group, minlength=groups).max()) for group, _ in sides)
-    # Without enough images to leave a group out there is a number, but no interval.
-    outs = list(range(groups)) if groups > 1 and least > k else []
+    counts = torch.stack([torch.bincount(group, minlength=groups) for group, _ in sides])
+    # With an empty group, or too few images without one, there is a number, but no interval.
+    usable = groups > 1 and int(counts.sum(0).min()) > 0 and n - int(counts.max()) > k
+    outs = list(range(groups)) if usable else []
     (real_group, real), (fake_group, fake) = sides
     whole, *parts = _left_out(real, fake, k, real_group, fake_group, [-1, *outs])
     most = {"density": float("inf")}

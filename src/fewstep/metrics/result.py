@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -123,7 +124,8 @@ def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 
 def _flat(protocol: Protocol) -> dict[str, Any]:
-    content = dataclasses.asdict(protocol.measuring)
+    # Through JSON, because a file gives lists for tuples.
+    content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(protocol.measuring)))
     nested = {name: content.pop(name) or {} for name in ("reference", "parameters")}
     return content | {f"{outer}.{name}": value for outer, inner in nested.items() for name, value in inner.items()}
 

@@ -43,9 +43,10 @@ def inception_score(probabilities: ProbabilitySet) -> Estimate:
     """
     if probabilities.n == 0:
         raise DataError("No images", "The score needs at least one", "Add class probabilities first")
-    groups = range(probabilities.groups if probabilities.groups > 1 else 0)
-    parts = [_score(*sums) for sums in (probabilities.sums(without=g) for g in groups) if sums[0]]
-    whole = jackknife(_score(*probabilities.sums()), parts if len(parts) == len(groups) else [])
+    parts = [probabilities.sums(without=g) for g in range(probabilities.groups)]
+    # An interval needs every group, and something that is left without it.
+    usable = all(0 < n < probabilities.n for n, _, _ in parts)
+    whole = jackknife(_score(*probabilities.sums()), [_score(*sums) for sums in parts] if usable else [])
     return bounded(whole, 1.0, float(probabilities.classes))
 
 

@@ -27,8 +27,8 @@ __all__ = ["FeatureSet", "ProbabilitySet", "ScoreSet"]
 class FeatureSet:
     """Streaming summary of one set of images in one kind of features.
 
-    Memory does not grow with the number of images: `groups` covariances in float64, at most `keep` rows in float32,
-    and one mean per distinct label.
+    Memory does not grow with the number of images: `groups` covariances in float64, rows in float32, at most twice as
+    many as are kept, and one mean per distinct label.
 
     Args:
         dim: length of a feature vector.
@@ -183,7 +183,8 @@ class FeatureSet:
 
         Raises:
             ConfigError: if dim, keep or groups differ.
-            DataError: if an image is in both (found for kept rows), only one has labels, or one came from statistics.
+            DataError: if an image is in both (found for kept rows), only one has labels, or the number of images of
+                one is unknown.
         """
         for part in (self, other):
             part._check_grows()
