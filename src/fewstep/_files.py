@@ -286,14 +286,7 @@ def output_dir(path: str | Path) -> Path:
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """Name a set of tensors by its content: names, dtypes, shapes and bytes, whatever their order.
-
-    Args:
-        tensors: name -> tensor.
-
-    Returns:
-        The first 12 hexadecimal digits of a SHA-256.
-    """
+    """Name tensors by their names, dtypes, shapes and bytes, in any order: 12 hexadecimal digits of a SHA-256."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

@@ -71,3 +71,44 @@ def test_training_on_scenes_by_name(cli: Cli, tmp_path: Path) -> None:
     refuses(
         cli("train", "--data", "scenes:40", "--out", tmp_path / "run"), "ConfigError", "Scenes of 40", "32x32 or 64x64"
     )
+
+
+def test_compare_asks_for_the_captions_of_the_scenes(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from fewstep.data import Scenes
+    from fewstep.experiments import compare
+    from fewstep.models import load_model
+
+    told, draw = [], compare.draw
+    monkeypatch.setattr(compare, "draw", lambda *given, **more: told.append(more["cond"]) or draw(*given, **more))
+    plan = compare.Plan(("ddim",), (1,), n=3, seed=7, reference_steps=1)
+    assert len(list(compare.Comparison(load_model(scenes), plan).run())) == 2
+    expected = Scenes().batch(torch.arange(7, 10)).cond
+    assert expected is not None
+    assert [torch.equal(cond["tokens"], expected["tokens"]) for cond in told] == [True, True]
+
+
+def test_evaluate_asks_for_the_captions_of_a_file_under_guidance(
+    cli: Cli, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from fewstep._files import output_dir
+    from fewstep.data import Scenes
+    from fewstep.experiments.pictures import save_pixels
+
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "own.txt").write_text("a large cyan cross at the top\na small white circle on the left\n")
+    real, out = output_dir(tmp_path / "real"), tmp_path / "out"
+    for k, image in enumerate(Scenes().images(torch.arange(4))):
+        save_pixels(real / f"{k}.png", image)
+    words = ("evaluate", scenes, "--reference", real, "--features", "random-conv", "--metrics", "sw", "--nfe", 1)
+    ran = cli(*words, "--n", 2, "--prompts", tmp_path / "own.txt", "--guidance", 2, "--out", out)
+    assert ran.code == 0, ran.err
+    protocol = json.loads((out / "results.json").read_text())["results"][0]["protocol"]
+    assert protocol["measuring"]["parameters"]["condition"].startswith("prompts own (2, ")
+    assert (protocol["making"]["nfe"], protocol["making"]["network_evals"]) == (1, 2)
+    own = cli(*words, "--n", 2, "--out", tmp_path / "in turn", "--against", out)
+    assert "parameters.condition: 'prompts own" in own.out
+    assert "captions of its data in turn" in own.out

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from fewstep._files import output_dir
 from fewstep.data import ImageData, digits, to_unit
+from fewstep.data.prompts import Prompt, PromptSet
+from fewstep.data.sources import folder_files
 from fewstep.errors import ConfigError, DataError, FewstepError, NonFiniteError, OutputError, ProtocolError, UnknownName
+from fewstep.experiments.classifier import ClassifierConfig, train_classifier
 from fewstep.experiments.evaluation.evaluate import Evaluation, Plan
 from fewstep.experiments.evaluation.generated import Generated, file_name
+from fewstep.experiments.evaluation.opened import match_images
 from fewstep.experiments.evaluation.outcome import finish, read_results, write_outcome
+from fewstep.experiments.evaluation.parts import measure_part
+from fewstep.experiments.evaluation.places import labels_of
 from fewstep.experiments.evaluation.prepare import prepare
 from fewstep.experiments.evaluation.references import RealImages
 from fewstep.experiments.evaluation.request import Request
@@ -28,11 +37,13 @@ from fewstep.experiments.pictures import save_pixels
 from fewstep.experiments.runs import Drawn
 from fewstep.features import Pixels, RandomConv
 from fewstep.metrics import fd, frechet_distance, image_moments, kid
-from fewstep.metrics.c2st import C2stConfig
+from fewstep.metrics.c2st import C2stConfig, C2stControls
 from fewstep.metrics.npz import write_samples, write_statistics
+from fewstep.metrics.result import compare_results
 from fewstep.metrics.summary import FeatureSet
 
 SHAPE, N = (1, 8, 8), 130
+prepare_module = importlib.import_module("fewstep.experiments.evaluation.prepare")  # a function has its name
 CLASSES = tuple("0123456789")
 IMAGES = digits().images
 
@@ -125,7 +136,7 @@ def test_every_result_says_what_it_means(tmp_path, real):
         assert making.seeds == f"0..{N - 1}"
         assert result.line() in (tmp_path / "results.json").read_text().replace("\\u00e9", "é")
     assert (tmp_path / "results.png").stat().st_size > 1000
-    assert "bias" in again[0].note, "130 images are few"
+    assert "a perfect generator would have" in again[0].note, "130 images are few"
 
 
 class Stop(Exception):
@@ -162,6 +173,28 @@ def test_a_lost_part_is_made_again_from_the_images(tmp_path, real):
     assert generator.drawn == []
 
 
+def test_a_picture_that_a_crash_left_empty_is_drawn_again_with_its_batch(tmp_path, real):
+    whole = numbers(run(evaluation(tmp_path, Fake(), real, ("fd",))))
+    (tmp_path / "images" / "000025.png").write_bytes(b"")
+    (tmp_path / "parts" / "chunk_00000.safetensors").unlink()
+    generator = Fake()
+    assert numbers(run(evaluation(tmp_path, generator, real, ("fd",)))) == whole
+    assert generator.drawn == list(range(20, 40))
+
+
+def test_one_nan_among_the_features_of_an_image_is_an_error(tmp_path):
+    class Overflowing:
+        name, dim, resize = "overflowing", 2, "none"
+
+        def __call__(self, images):
+            rows = torch.zeros(len(images), 2)
+            rows[1, 1] = float("nan")
+            return rows
+
+    with pytest.raises(NonFiniteError, match="features overflowing of 1 images, first in 1"):
+        measure_part(subject(tmp_path, Fake(), 3).read(range(3)), [Overflowing()], "cpu")
+
+
 def test_more_metrics_later_cost_no_image(tmp_path, real):
     run(evaluation(tmp_path, Fake(), real, ("fd",)))
     generator = Fake()
@@ -177,6 +210,8 @@ def test_other_settings_are_refused_with_what_differs(tmp_path, real):
     assert "features" not in refusal.value.given
     with pytest.raises(ProtocolError, match=r"features: \['random-conv"):
         run(evaluation(tmp_path, Fake(), real, ("fd",), features=[Pixels(SHAPE)]))
+    with pytest.raises(ProtocolError, match="chunk: 50 and 25"):
+        run(Evaluation([subject(tmp_path, Fake())], [RandomConv(1)], Plan(("fd",), tmp_path, chunk=25), real))
     with pytest.raises(ProtocolError, match=r"seeds: '0..129' and '5..134'"):
         run(evaluation(tmp_path, Fake(), real, ("fd",), seed=5))
 
@@ -228,9 +263,25 @@ def test_real_images_have_no_distance_to_themselves_and_have_the_whole_spread(tm
 def test_a_two_sample_test_that_fails_its_controls_is_void_not_a_number(tmp_path, real):
     """Two epochs on a hundred pictures finds no noise, so nothing may be concluded."""
     plan = Plan(("c2st",), tmp_path, c2st=C2stConfig(n=100, epochs=2, seeds=(0,), batch_size=16))
-    outcome = run(Evaluation([ArraySubject(real.data, "digits")], [], plan, real))
+    outcome = run(Evaluation([ArraySubject(real.data, "digits")] * 2, [], plan, real))
     assert outcome.results == ()
-    assert outcome.void[0].startswith("c2st is void: the classifier finds noise")
+    (void,) = outcome.void
+    assert void.startswith("c2st is void: the classifier finds noise")
+
+
+def test_a_two_sample_test_says_how_it_was_done_and_refuses_another_way(tmp_path, real, monkeypatch):
+    monkeypatch.setattr(C2stControls, "why", "")  # a test that can pass its controls takes minutes
+    found = []
+    for epochs in (2, 3):
+        config = C2stConfig(n=100, epochs=epochs, seeds=(0,), batch_size=16)
+        plan = Plan(("c2st",), tmp_path / str(epochs), c2st=config)
+        found += run(Evaluation([subject(tmp_path / str(epochs), Fake())], [], plan, real)).results
+    measuring = found[0].protocol.measuring
+    assert (measuring.features, measuring.reference.name) == ("none", "digits")
+    assert measuring.parameters["images a side"] <= 100
+    assert measuring.parameters["classes matched"] is True
+    with pytest.raises(ProtocolError, match=r"parameters\.epochs: 2 and 3"):
+        compare_results(*found)
 
 
 # What cannot be measured is known before anything is sampled
@@ -334,6 +385,96 @@ def test_mixed_sizes_and_modes_name_both_files(tmp_path):
     run(prepare(folder_request(folder, tmp_path / "c", size=8)))
 
 
+def larger(folder: Path) -> Path:
+    for file in folder.iterdir():
+        Image.open(file).resize((16, 16)).save(file)
+    return folder
+
+
+def test_resized_pictures_are_not_compared_with_those_that_were_taken_as_they_are(tmp_path):
+    asked = folder_request(larger(pictures(tmp_path / "large", 80)), tmp_path / "out", size=8)
+    (result,) = run(prepare(asked)).results
+    assert result.protocol.measuring.parameters == {"pictures": "cropped and resized to 8x8"}
+    (other,) = run(prepare(folder_request(pictures(tmp_path / "small", 80), tmp_path / "out2", size=8))).results
+    with pytest.raises(ProtocolError, match=r"parameters.pictures: 'cropped and resized to 8x8' and None"):
+        compare_results(result, other)
+    (loaded,) = run(prepare(replace(asked, what="digits", plan=Plan(("fd",), tmp_path / "out3")))).results
+    assert loaded.protocol.measuring.parameters == {"pictures": "cropped and resized to 8x8"}
+
+
+def test_features_that_do_not_resize_want_images_of_one_size(tmp_path):
+    folder = larger(pictures(tmp_path / "pictures", 80))
+    asked = replace(folder_request(folder, tmp_path / "out"), features=("random-conv",))
+    with pytest.raises(DataError, match=r"shape \(1, 16, 16\) against real ones of shape \(1, 8, 8\) in random-conv"):
+        prepare(asked)
+    prepare(replace(asked, size=8))
+
+
+def test_the_classifier_is_trained_once_and_kept_in_the_cache(tmp_path, monkeypatch):
+    asked = Request("digits", Plan(("fd", "is"), tmp_path / "out"), "digits", train="digits", features=("classifier",))
+    trained = []
+    monkeypatch.setattr(prepare_module, "ClassifierConfig", partial(ClassifierConfig, epochs=1))
+    monkeypatch.setattr(
+        prepare_module, "train_classifier", lambda *given: trained.append(given) or train_classifier(*given)
+    )
+    first, second = run(prepare(asked)), run(prepare(replace(asked, plan=Plan(("fd",), tmp_path / "out2"))))
+    assert len(trained) == 1
+    assert [result.name for result in first.results] == ["fd", "is"]
+    assert first.results[0].protocol.measuring == second.results[0].protocol.measuring
+    assert first.results[0].protocol.measuring.features.startswith("digits-classifier@")
+    assert 1 < first.results[1].estimate.value <= 10
+    assert first.results[1].protocol.measuring.reference is None, "a score of the images alone"
+    (folder,) = (tmp_path / "cache" / "classifiers").iterdir()
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_memorisation_looks_at_all_training_images_and_names_them(tmp_path):
+    plan = Plan(("memorisation",), tmp_path / "out")
+    asked = Request("digits", plan, "digits", train="digits", features=("random-conv",), n=80)
+    evaluated = prepare(asked)
+    assert torch.equal(evaluated.subjects[0].data.images, IMAGES[torch.arange(80) * 1797 // 80]), "evenly chosen"
+    results = {result.name: result for result in run(evaluated).results}
+    assert results["copies"].estimate.value == 1
+    parameters = results["copies"].protocol.measuring.parameters
+    assert parameters["train"].startswith("digits train (n = 1,797, ")
+    assert parameters["quantile"] == 0.01
+
+
+def test_training_images_are_the_split_train_beside_another_reference(tmp_path, real, monkeypatch):
+    splits = []
+    monkeypatch.setattr(prepare_module, "open_real", lambda *given: real)
+    monkeypatch.setattr(prepare_module, "load_images", lambda place, split, size: splits.append(split) or digits())
+    plan = Plan(("memorisation",), tmp_path / "out")
+    asked = Request("digits", plan, "parquet:some", features=("random-conv",))
+    prepare(asked)
+    assert splits == ["train"]
+    with pytest.raises(ConfigError, match="The split train as the reference and as the training images"):
+        prepare(replace(asked, split="train"))
+
+
+def test_a_namesake_in_other_weights_is_refused_and_says_so(tmp_path, real):
+    outcome = run(evaluation(tmp_path, Fake(), real, ("sw",)))
+    (result,) = outcome.results
+    measuring = replace(result.protocol.measuring, features=f"{result.protocol.measuring.features}@0123456789ab")
+    earlier = replace(result, protocol=replace(result.protocol, measuring=measuring))
+    (refusal,) = outcome.against([earlier])
+    assert isinstance(refusal, ProtocolError)
+    assert "features: " in refusal.given
+
+
+def test_classes_that_nobody_named_are_called_by_their_numbers(tmp_path):
+    def labels(own, reference):
+        found = labels_of(subject(tmp_path, Fake(), 3, asked=torch.tensor([0, 1, 1]), classes=own), reference)
+        return None if found is None else found.tolist()
+
+    assert labels(("cat", "dog"), ("dog", "cat")) == [1, 0, 0]
+    assert labels(("0", "1"), ()) == [0, 1, 1]
+    assert labels((), ("0", "1", "2")) == [0, 1, 1]
+    assert labels((), ()) == [0, 1, 1]
+    assert labels(("cat", "dog"), ()) is None, "nobody knows which number a cat has"
+    assert labels((), ("cat", "dog")) is None
+
+
 def test_images_of_an_npz_and_too_many_asked_for(tmp_path):
     write_samples(tmp_path / "s.npz", digits().images[:80], digits().labels[:80])
     asked = Request(f"npz:{tmp_path / 's.npz'}", Plan(("fd", "rho"), tmp_path / "out"), "digits", features=("pixels",))
@@ -378,6 +519,14 @@ def test_one_image_a_prompt_named_by_its_id_from_its_own_seed(tmp_path):
     assert same.protocol.measuring == result.protocol.measuring
 
 
+def test_seed_sets_of_prompts_have_their_own_seeds_and_folders(tmp_path):
+    save_pixels(output_dir(tmp_path / "real") / "0.png", torch.zeros(3, 8, 8, dtype=torch.uint8))
+    asked = prompted(tmp_path, reference=f"folder:{tmp_path / 'real'}", sets=2)
+    sets = prepare(asked, generator=Fake()).subjects
+    assert [one.seeds[0] for one in sets] == [100, 1_000_100]
+    assert [one.folder.name for one in sets] == ["set_0", "set_1"]
+
+
 def test_captions_without_images_and_images_without_captions(tmp_path):
     ids = [f"{k:012d}" for k in range(80)]
     folder = pictures(tmp_path / "pictures", 77, ids)
@@ -387,6 +536,17 @@ def test_captions_without_images_and_images_without_captions(tmp_path):
     pictures(folder, 5, [*ids[77:], "extra", "more"])
     with pytest.raises(DataError, match=r"2 images in .* have no caption in tiny: extra, more"):
         prepare(asked)
+
+
+def test_pictures_are_matched_with_prompts_whatever_their_format_and_never_one_too_few(tmp_path):
+    folder = pictures(tmp_path / "pictures", 3, ["a_b", "c", "d"])
+    (folder / "d.png").rename(folder / "d.BMP")
+    prompts = PromptSet("some", tuple(Prompt(name, f"text of {name}") for name in ("d.BMP", "a b", "c")))
+    files, _, _ = folder_files(folder)
+    assert [file.name for file in match_images(folder, files, prompts)] == ["d.BMP", "a_b.png", "c.png"]
+    twice = PromptSet("some", (*prompts.prompts, Prompt("a_b", "another")))
+    with pytest.raises(DataError, match="1 names of files belong to two captions of some: a_b"):
+        match_images(folder, files, twice)
 
 
 def test_ids_that_could_leave_the_folder_or_fall_together(tmp_path):

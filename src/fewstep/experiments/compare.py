@@ -16,7 +16,17 @@ from torch import Tensor
 
 from fewstep.errors import BudgetError, ConfigError, choose
 from fewstep.experiments.evaluation.quality import judge_results
-from fewstep.experiments.runs import Drawn, GridChoice, check_guidance, conditions, draw, make_grid, seeds_of
+from fewstep.experiments.runs import (
+    Drawn,
+    GridChoice,
+    captions_of,
+    check_guidance,
+    conditions,
+    draw,
+    make_grid,
+    said_of,
+    seeds_of,
+)
 from fewstep.metrics import Judge, contrast_gain, load_judge, rmse
 from fewstep.metrics.estimate import Estimate
 from fewstep.metrics.protocol import Making
@@ -118,7 +128,7 @@ class Comparison:
     def __init__(self, model: Model, plan: Plan, judge: Judge | None = None, show: int = 10) -> None:
         self.model, self.plan, self.judge, self.show = model, plan, judge, show
         self.seeds = seeds_of(plan.seed, plan.n)
-        self.labels = conditions(model, self.seeds)
+        self.labels, self.captions = conditions(model, self.seeds), captions_of(model, self.seeds)
         check_guidance(model, plan.guidance)
         # All grids are made before the first image, so that a budget no solver can meet fails at once.
         self._grids = {(s, nfe): self._grid(s, nfe) for s in plan.solvers for nfe in plan.nfe}
@@ -169,6 +179,7 @@ class Comparison:
             grid,
             self.seeds,
             labels=self.labels,
+            cond=None if self.captions is None else self.model.cond_of_captions(self.captions),
             guidance=self.plan.guidance,
             batch_size=self.plan.batch_size,
         )
@@ -200,5 +211,5 @@ class Comparison:
             drawn.nfe,
             drawn.network_evals,
             plan.guidance,
-            "none" if self.labels is None else "classes in turn",
+            said_of(self.labels, self.captions),
         )

@@ -32,6 +32,7 @@ __all__ = [
     "conditions",
     "draw",
     "make_grid",
+    "said_of",
     "seeds_of",
 ]
 
@@ -153,9 +154,14 @@ def captions_of(model: Model, seeds: Sequence[int], captions: Sequence[str] = ()
         raise ConfigError(
             f"No captions for the model {model.config.name!r}",
             "It reads captions, and other ones than those of the scenes, which could be taken by themselves",
-            "Give --captions",
+            "Give --captions, or --prompts to evaluate it",
         )
     return [str(scene) for scene in test_bed.shown(torch.tensor(seeds))]
+
+
+def said_of(labels: Tensor | None, captions: Sequence[str] | None) -> str:
+    """Say in a protocol what images were asked for when nobody chose it."""
+    return "captions of its data in turn" if captions else "none" if labels is None else "classes in turn"
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ class Finish:
             sets.append([*self._numbers(gathered), *self._two_sample(subject)])
             makings.append(subject.making(digest))
         making = _joined(makings)
-        versions = library_versions("accelerate", "diffusers", "transformers", "numpy")
+        versions = library_versions("accelerate", "diffusers", "transformers", "numpy", "pillow")
         return [self._result(same, making, versions) for same in zip(*sets, strict=True)]
 
     def _gather(self, number: int, subject: Subject) -> tuple[list[tuple[Features, Gathered]], str]:
@@ -148,9 +148,10 @@ class Finish:
         return tuple({**told, **self._asked()}.items())
 
     def _asked(self) -> dict[str, str]:
-        """What was asked for in words: other prompts are another distribution, and another number."""
+        """What was asked for in words, and done to the pictures: other prompts or sizes make it another number."""
         subject = self.evaluation.subjects[0]
-        return {} if subject.texts is None else {"condition": subject.condition}
+        prepared = {"pictures": subject.prepared} if subject.prepared else {}
+        return prepared if subject.texts is None else {**prepared, "condition": subject.condition}
 
     def _two_sample(self, subject: Subject) -> Iterator[_Number]:
         """Train classifiers on the images themselves; a void test gives no number, but says why."""
@@ -172,7 +173,7 @@ class Finish:
         outcome = next(step for step in self._watched(steps) if isinstance(step, C2stResult))
         self._controls = outcome.controls  # of real images alone, so the other seed sets share them
         if outcome.trial is None:
-            self.void.append(f"c2st is void: {outcome.why}")
+            self.void = [f"c2st is void: {outcome.why}"]  # the same for every seed set, as the controls are
             return
         told = {
             **c2st_parameters(self.plan.c2st),

@@ -30,7 +30,7 @@ __all__ = ["Generated", "file_name"]
 
 def file_name(name: str) -> str:
     """Turn the id of a prompt into a file name without suffix: what could leave the folder becomes an underscore."""
-    plain = re.sub(r"\.(png|jpe?g|webp)$", "", name, flags=re.IGNORECASE)
+    plain = re.sub(r"\.(png|jpe?g|webp|bmp|gif|tiff?|ppm|pgm)$", "", name, flags=re.IGNORECASE)
     return re.sub(r"[^A-Za-z0-9._-]|^\.", "_", plain)
 
 
@@ -60,6 +60,7 @@ class Generated:
     classes: tuple[str, ...] = ()
     condition: str = "none"
     batch_size: int = 64
+    prepared: str = field(default="", init=False)
     facts: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -98,7 +98,12 @@ METRICS: Mapping[str, Metric] = {
     "kid": Metric(_against("kid", kid), ("rows",), "kernel distance (unbiased MMD, cubic kernel)", {"degree": 3}),
     "mmd": Metric(_against("mmd", mmd_rbf), ("rows",), "unbiased MMD with Gaussian kernels"),
     "prdc": Metric(_against("prdc", prdc), ("rows",), "precision, recall, density, coverage", {"k": 5}),
-    "sw": Metric(_against("sw", sliced_wasserstein), ("rows",), "sliced Wasserstein distance"),
+    "sw": Metric(
+        _against("sw", sliced_wasserstein),
+        ("rows",),
+        "sliced Wasserstein distance",
+        {"projections": 128, "directions' seed": 0, "p": 2},
+    ),
     "is": Metric(
         lambda given: _numbers("is", inception_score(given.have("classes"))),
         ("classifier",),
@@ -111,6 +116,7 @@ METRICS: Mapping[str, Metric] = {
         lambda given: _numbers("memorisation", memorisation(given.gen, given.have("train"), given.have("ref"))),
         ("rows", "train"),
         "nearest neighbours in the training set",
+        {"quantile": 0.01},
     ),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from fewstep.experiments.evaluation.generators import Asked, Generator, ModelGen
 from fewstep.experiments.evaluation.places import SPLIT, THERE, load_images, with_kind
 from fewstep.experiments.evaluation.request import MODEL_IMAGES, SEED_STRIDE, Request
 from fewstep.experiments.evaluation.subjects import ArraySubject, FolderSubject, Subject
-from fewstep.experiments.runs import captions_of, conditions, seeds_of
+from fewstep.experiments.runs import captions_of, conditions, said_of, seeds_of
 from fewstep.models import Model, load_model
 
 __all__ = ["Opened", "match_images", "open_subjects"]
@@ -91,14 +92,13 @@ def _in_turn(request: Request, model: Model, generator: Generator, number: int) 
     seeds = seeds_of(request.seed + number * SEED_STRIDE, request.n or MODEL_IMAGES)
     labels, captions = conditions(model, seeds), captions_of(model, seeds)
     asked: Asked = labels if captions is None else captions
-    said = "none" if asked is None else "classes in turn" if captions is None else "captions of its data in turn"
     return Generated(
         generator,
         request.plan.out / "images",
         seeds,
         asked,
         classes=model.config.classes,
-        condition=said,
+        condition=said_of(labels, captions),
         batch_size=request.batch_size,
     )
 
@@ -160,7 +160,7 @@ def _there(request: Request, source: str, prompts: PromptSet | None) -> Opened:
         labels = None if data.labels is None else data.labels[chosen]
         data = ImageData(data.images[chosen], labels, data.classes, f"{data.name} ({len(chosen):,} of {len(data):,})")
     split = f" {request.split}" if kind in SPLIT else ""
-    return Opened((ArraySubject(replace(data, name=f"{data.name}{split}"), kind),), data.shape)
+    return Opened((ArraySubject(replace(data, name=f"{data.name}{split}"), kind, request.size),), data.shape)
 
 
 def _spaced(there: int, n: int) -> torch.Tensor:
@@ -184,6 +184,10 @@ def _folder(request: Request, place: str, prompts: PromptSet | None) -> FolderSu
     )
 
 
+def _doubled(names: Iterable[str]) -> list[str]:
+    return sorted(name for name, times in Counter(names).items() if times > 1)
+
+
 def match_images(folder: Path, files: Sequence[Path], prompts: PromptSet) -> list[Path]:
     """Find the picture of every prompt by its id.
 
@@ -196,19 +200,19 @@ def match_images(folder: Path, files: Sequence[Path], prompts: PromptSet) -> lis
         One file per prompt, in the order of the prompts.
 
     Raises:
-        DataError: if captions have no picture, pictures no caption, or two pictures the same id; counted and named.
+        DataError: if captions have no picture, pictures no caption, or two of a kind the same id; counted and named.
     """
     names = [file_name(file.relative_to(folder).as_posix()) for file in files]
-    found = dict(zip(names, files, strict=True))
-    wanted = {file_name(prompt.id): prompt.id for prompt in prompts.prompts}
-    doubled = sorted({name for name in names if names.count(name) > 1}) if len(found) < len(names) else []
+    asked = [file_name(prompt.id) for prompt in prompts.prompts]
+    found, wanted = dict(zip(names, files, strict=True)), dict(zip(asked, prompts.prompts, strict=True))
     for left, what in (
         (
-            [wanted[name] for name in wanted if name not in found],
+            [wanted[name].id for name in wanted if name not in found],
             f"captions of {prompts.name} have no image in {folder}",
         ),
         ([name for name in found if name not in wanted], f"images in {folder} have no caption in {prompts.name}"),
-        (doubled, f"ids in {folder} belong to two images"),
+        (_doubled(names), f"ids in {folder} belong to two images"),
+        (_doubled(asked), f"names of files belong to two captions of {prompts.name}"),
     ):
         if left:
             some = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")

@@ -116,13 +116,16 @@ def labels_of(subject: Subject, classes: Sequence[str]) -> Tensor | None:
 
     Args:
         subject: what is evaluated.
-        classes: names of the reference's classes; empty if nobody named them.
+        classes: names of the reference's classes; classes that nobody named are called by their numbers.
 
     Returns:
         Class indices, shape (n,); None without labels, or if the names do not agree.
     """
-    if subject.labels is None or not classes or not subject.classes or subject.classes == tuple(classes):
+    if subject.labels is None or subject.classes == tuple(classes):
         return subject.labels
-    if not set(subject.classes) <= set(classes):
+    most = len(subject.classes) or int(subject.labels.max()) + 1
+    numbers = tuple(map(str, range(max(most, len(classes)))))
+    own, names = subject.classes or numbers[:most], classes or numbers
+    if not set(own) <= set(names):
         return None
-    return torch.tensor([classes.index(name) for name in subject.classes])[subject.labels]
+    return torch.tensor([names.index(name) for name in own])[subject.labels]

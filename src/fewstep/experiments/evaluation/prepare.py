@@ -117,7 +117,7 @@ def _trained(train: RealImages, processes: Processes) -> Features:
     """Train a small classifier on labelled images, once for each data set; seeded, so that it is the same again."""
     data, config = train.data, ClassifierConfig()
     told = f"{content_hash(data.images, data.labels)} {config} {torch.__version__}"
-    folder = cache_folder().parent / "classifiers" / hashlib.sha256(told.encode()).hexdigest()[:12]
+    folder = cache_folder() / "classifiers" / hashlib.sha256(told.encode()).hexdigest()[:12]
     if processes.first and not (folder / "config.json").exists():
         network = train_classifier(data, config)
         facts = {"data": data.name, "split": train.split, "training": vars(config)}
@@ -135,9 +135,10 @@ def _check_shapes(features: list[Features], opened: Opened, real: Real | None, r
         return
     for one in features:
         one(torch.zeros(1, *opened.shape, device=request.plan.device))
-    if "c2st" in request.plan.metrics and isinstance(real, RealImages) and real.data.shape != opened.shape:
+    strict = [one.name for one in features if one.resize == "none"] + ["c2st"] * ("c2st" in request.plan.metrics)
+    if strict and isinstance(real, RealImages) and real.data.shape != opened.shape:
         raise DataError(
-            f"Images of shape {opened.shape} against real ones of shape {real.data.shape}",
-            "The two-sample test compares images of one shape",
-            "Bring them to one size with --size, or leave c2st out",
+            f"Images of shape {opened.shape} against real ones of shape {real.data.shape} in {', '.join(strict)}",
+            "Both have one shape, except in features that resize them",
+            "Bring them to one size (--size) and one mode, or choose features that resize, such as inception:FILE",
         )

@@ -63,6 +63,11 @@ class Subject(Protocol):
         """What was asked for, in words; "none" if nothing."""
         ...
 
+    @property
+    def prepared(self) -> str:
+        """What was done to the pictures before they were measured, in words; "" for nothing."""
+        ...
+
     def read(self, index: range) -> Pictures:
         """Read or make the images of these numbers."""
         ...
@@ -110,6 +115,12 @@ class FolderSubject:
         self.path, self.files, self.labels, self.classes = Path(path), list(files), labels, classes
         self.size, self.skip_bad, self.texts, self.condition = size, skip_bad, texts, condition
         self._first = self._first_whole()
+
+    @property
+    def prepared(self) -> str:
+        """What was done to the pictures first; nothing if the first one has the size that is asked for."""
+        first, like = self._first
+        return "" if decode(str(first), first, None, len(like)).shape == like.shape else _prepared(self.size)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -184,8 +195,11 @@ class FolderSubject:
 
     def making(self, digest: str) -> Making:
         """Say in a protocol what was measured."""
-        resized = f" cropped and resized to {self.size}" if self.size else ""
-        return Making(f"folder {self.path.resolve().name}{resized}", digest, condition=self.condition)
+        return Making(f"folder {self.path.resolve().name}", digest, condition=self.condition)
+
+
+def _prepared(size: int | None) -> str:
+    return f"cropped and resized to {size}x{size}" if size else ""
 
 
 @dataclass(frozen=True)
@@ -195,14 +209,21 @@ class ArraySubject:
     Args:
         data: the images.
         kind: where they come from: "parquet", "npz"...
+        size: what they were cropped and resized to, or None.
         texts: they have no captions.
         condition: nothing was asked for.
     """
 
     data: ImageData
     kind: str
+    size: int | None = None
     texts: None = None
     condition: str = "none"
+
+    @property
+    def prepared(self) -> str:
+        """What was done to the pictures first."""
+        return _prepared(self.size)
 
     @property
     def n(self) -> int:
