@@ -201,7 +201,7 @@ def _read(path: Path, kind: str) -> bytes:
         raise CheckpointError(
             f"{path} cannot be read ({error.strerror or error})",
             f"It must be {kind} that fewstep wrote",
-            "Check the path, or train the model again",
+            "Check the path, or make the file again",
         ) from error
 
 

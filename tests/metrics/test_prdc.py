@@ -195,3 +195,10 @@ def test_bad_input():
         prdc(feature_set(draws(20, 2)), feature_set(draws(20, 3)))
     with pytest.raises(DataError, match="rows"):
         prdc(feature_set(draws(20, 2)), feature_set(draws(20, 2), keep=0))
+
+
+def test_too_few_says_which_side():
+    with pytest.raises(DataError, match="2 generated images for k = 5"):
+        prdc(feature_set(draws(2, 3)), feature_set(draws(60, 3)))
+    with pytest.raises(DataError, match="4 real images for k = 5"):
+        prdc_values(real=draws(4, 3), fake=draws(60, 3))

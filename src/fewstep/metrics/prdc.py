@@ -55,6 +55,7 @@ def prdc_values(*, real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
         Departs from it in: what lies on the sphere of a ball is in it for all four, as the first paper writes and the
         code of the second does not, which matters for duplicates only.
     """
+    _check_enough(k, real=len(real), generated=len(fake))
     return _left_out(real, fake, k, torch.zeros(len(real)), torch.zeros(len(fake)), [-1])[0]
 
 
@@ -79,6 +80,7 @@ def prdc(gen: FeatureSet, ref: FeatureSet, k: int = 5) -> dict[str, Estimate]:
         ShapeError: if the features are of unlike dimensions.
     """
     check_same_features(gen, ref)
+    _check_enough(k, real=len(ref.rows), generated=len(gen.rows))
     n, groups = min(len(gen.rows), len(ref.rows)), gen.groups
     sides = [(group_of(one.row_index[:n], groups), one.rows[:n]) for one in (ref, gen)]
     counts = torch.stack([torch.bincount(group, minlength=groups) for group, _ in sides])
@@ -94,17 +96,18 @@ def prdc(gen: FeatureSet, ref: FeatureSet, k: int = 5) -> dict[str, Estimate]:
     }
 
 
+def _check_enough(k: int, **counts: int) -> None:
+    if k < 1:
+        raise ConfigError(f"k = {k}", "A ball reaches to the first neighbour or further", "Pass k=5")
+    for name, n in counts.items():
+        if n <= k:
+            raise DataError(f"{n} {name} images for k = {k}", f"At least {k + 1}", "Pass more images, or less k")
+
+
 def _left_out(
     real: Tensor, fake: Tensor, k: int, real_group: Tensor, fake_group: Tensor, outs: list[int]
 ) -> list[dict[str, float]]:
     """Compute the four numbers without one group on both sides, for each of `outs`; -1 leaves nothing out."""
-    if k < 1:
-        raise ConfigError(f"k = {k}", "A ball reaches to the first neighbour or further", "Pass k=5")
-    for name, rows in (("real", real), ("generated", fake)):
-        if len(rows) <= k:
-            raise DataError(
-                f"{len(rows)} {name} images for k = {k}", f"At least {k + 1}", "Pass more images, or less k"
-            )
     balls, holds = _meet(real, _radii(real, k, real_group, outs), fake, real_group, fake_group, outs)
     back, _ = _meet(fake, _radii(fake, k, fake_group, outs), real, fake_group, real_group, outs)
     values = []

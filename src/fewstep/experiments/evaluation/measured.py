@@ -193,10 +193,11 @@ def check_counts(metrics: Iterable[str], n: int, dims: Mapping[str, int], allow_
         least = 2 * (dim + 1) if "fd_inf" in asked else dim + 1 if "fd" in asked and not allow_singular else 2
         if n < least:
             name = "fd_inf" if "fd_inf" in asked else "fd" if "fd" in asked else "a distribution"
+            way_out = ", or --allow-singular and read the bias" if name == "fd" else ", or leave fd_inf out"
             raise DataError(
                 f"{n} images for {name} in {features}, which has {dim} dimensions",
                 f"At least {least} images, or the covariance has no full rank",
-                "Take more images (--n), features of fewer dimensions, or --allow-singular and read the bias",
+                f"Take more images (--n), or features of fewer dimensions{way_out}",
             )
 
 
