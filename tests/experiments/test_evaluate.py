@@ -284,6 +284,26 @@ def test_a_two_sample_test_says_how_it_was_done_and_refuses_another_way(tmp_path
         compare_results(*found)
 
 
+def test_controls_are_made_once_for_a_reference(tmp_path, real, monkeypatch):
+    kept = replace(real, cache=tmp_path / "cache")
+    plan = Plan(("c2st",), tmp_path, c2st=C2stConfig(n=100, epochs=2, seeds=(0,), batch_size=16))
+    seen = []
+    for _ in range(2):
+        words = []
+        made = Evaluation([ArraySubject(real.data, "digits")], [], plan, kept)
+        for _ in made.run():
+            pass
+        seen.append((finish(made, words.append).void, [word for word in words if "noise" in word]))
+    (first, trained), (second, again) = seen
+    assert len(trained) == 2  # one seed, two epochs
+    assert again == []
+    assert first == second
+    (file,) = (tmp_path / "cache" / "c2st").iterdir()
+    file.write_text("{}")
+    with pytest.raises(DataError, match="cannot be read"):
+        run(made)
+
+
 # What cannot be measured is known before anything is sampled
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fewstep.errors import ConfigError
+from fewstep.errors import ConfigError, DataError
 from fewstep.metrics.estimate import Estimate
 
 __all__ = ["C2stConfig", "C2stControls", "C2stProgress", "C2stResult", "C2stTrial"]
@@ -62,6 +63,11 @@ class C2stTrial:
         """Turn into what JSON can hold."""
         return {"accuracy": self.accuracy.to_json(), "accuracies": list(self.accuracies), "n": self.n}
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> C2stTrial:
+        """Make a trial from what :meth:`to_json` gave; KeyError, TypeError or DataError if it is something else."""
+        return cls(Estimate.from_json(content["accuracy"]), tuple(content["accuracies"]), content["n"])
+
 
 @dataclass(frozen=True)
 class C2stControls:
@@ -88,6 +94,39 @@ class C2stControls:
         if real.low is None or real.high is None or not real.low <= 0.5 <= real.high:
             failed.append(f"it tells real from real images with accuracy {real}, which leaves out 0.5")
         return "; ".join(failed)
+
+    def to_json(self) -> dict[str, Any]:
+        """Turn into what JSON can hold; :meth:`from_json` is the way back."""
+        return {
+            "noise": self.noise.to_json(),
+            "real": self.real.to_json(),
+            "config": asdict(self.config) | {"seeds": list(self.config.seeds)},
+            "images": self.images,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> C2stControls:
+        """Make controls from what :meth:`to_json` gave.
+
+        Args:
+            content: "noise", "real", "config" and "images".
+
+        Returns:
+            The controls.
+
+        Raises:
+            DataError: if it is something else.
+        """
+        try:
+            config = C2stConfig(**{**content["config"], "seeds": tuple(content["config"]["seeds"])})
+            noise, real = (C2stTrial.from_json(content[name]) for name in ("noise", "real"))
+            return cls(noise, real, config, str(content["images"]))
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"Controls of a two-sample test that cannot be read ({type(error).__name__}: {error})",
+                "They are what this version of fewstep wrote, unchanged",
+                "Remove the file; they will be made again",
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -119,15 +158,8 @@ class C2stResult:
 
     def to_json(self) -> dict[str, Any]:
         """Turn into what JSON can hold; a void result has no part "generated"."""
-        config = self.controls.config
-        parts = {"generated": self.trial, "noise": self.controls.noise, "real": self.controls.real}
-        return {
-            "valid": self.valid,
-            "why": self.why,
-            "config": asdict(config) | {"seeds": list(config.seeds)},
-            "images": self.controls.images,
-            **{name: trial.to_json() for name, trial in parts.items() if trial},
-        }
+        generated = {"generated": self.trial.to_json()} if self.trial else {}
+        return {"valid": self.valid, "why": self.why, **self.controls.to_json(), **generated}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ opened.py      from the words to subjects; prepare.py adds features, reference, 
 subjects.py    what is evaluated: a folder, images in memory; generated.py: what a generator makes
 generators.py  fewstep's models behind one call; pipelines.py: those of diffusers
 references.py  what it is held against: a judge, images, statistics out of a file
+controls.py    controls of the two-sample test, made once per reference
 evaluate.py    images in chunks, each chunk one part on the disk; parts.py, processes.py
 measured.py    METRICS by name, and what each needs
 finish.py      the parts through the summaries; outcome.py: results.json, the plot, differences

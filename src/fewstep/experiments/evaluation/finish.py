@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.errors import DataError
+from fewstep.experiments.evaluation.controls import place_of_controls, read_controls, write_controls
 from fewstep.experiments.evaluation.evaluate import Evaluation
 from fewstep.experiments.evaluation.measured import (
     METRICS,
@@ -21,6 +23,7 @@ from fewstep.experiments.evaluation.measured import (
     row_parameters,
 )
 from fewstep.experiments.evaluation.places import labels_of
+from fewstep.experiments.evaluation.references import RealImages
 from fewstep.experiments.evaluation.subjects import Subject, first_images
 from fewstep.features import Classifying, Features
 from fewstep.metrics.c2st import C2stControls, C2stProgress, C2stResult, c2st_steps
@@ -28,7 +31,7 @@ from fewstep.metrics.estimate import Estimate, over_seeds
 from fewstep.metrics.frechet_estimates import fd
 from fewstep.metrics.outputs import ProbabilitySet, ScoreSet
 from fewstep.metrics.protocol import Making, Measuring, Protocol, library_versions
-from fewstep.metrics.reference_set import KEPT_ROWS
+from fewstep.metrics.reference_set import KEPT_ROWS, Reference
 from fewstep.metrics.result import Result
 from fewstep.metrics.scores import clip_score_values
 from fewstep.metrics.summary import FeatureSet
@@ -161,17 +164,21 @@ class Finish:
         images, index = first_images(subject, KEPT_ROWS)
         labels = labels_of(subject, self.evaluation.real.classes if self.evaluation.real else ())
         both = labels is not None and reference.labels is not None
+        place = self._place_of_controls(reference, both)
+        controls = self._controls or (read_controls(place) if place else None)
         steps = c2st_steps(
             images,
             reference.images,
             self.plan.c2st,
             fake_labels=labels[index] if labels is not None and both else None,
             real_labels=reference.labels if both else None,
-            controls=self._controls,
+            controls=controls,
             device=self.plan.device,
         )
         outcome = next(step for step in self._watched(steps) if isinstance(step, C2stResult))
-        self._controls = outcome.controls  # of real images alone, so the other seed sets share them
+        self._controls = outcome.controls  # of real images alone, so other seed sets and other models share them
+        if place and controls is None:
+            write_controls(place, outcome.controls)
         if outcome.trial is None:
             self.void = [f"c2st is void: {outcome.why}"]  # the same for every seed set, as the controls are
             return
@@ -182,6 +189,11 @@ class Finish:
             **self._asked(),
         }
         yield _Number("c2st", None, "c2st", outcome.trial.accuracy, "", tuple(told.items()))
+
+    def _place_of_controls(self, reference: Reference, matched: bool) -> Path | None:
+        real = self.evaluation.real
+        cache = real.cache if isinstance(real, RealImages) else None
+        return place_of_controls(cache, reference.id.hash, self.plan.c2st, matched) if cache else None
 
     def _watched(self, steps: Iterable[C2stProgress | C2stResult]) -> Iterator[C2stProgress | C2stResult]:
         for step in steps:
