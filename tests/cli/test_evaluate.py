@@ -38,7 +38,7 @@ def test_a_model_against_its_own_judge(cli: Cli, judged: Path, tmp_path: Path) -
     assert result["protocol"]["making"]["condition"] == "classes in turn"
     assert (result["protocol"]["making"]["solver"], result["protocol"]["making"]["nfe"]) == ("evodiff", 2)
     assert f"protocol {result['protocol']['key']}" in said
-    assert "a perfect generator would have about" in said
+    assert "independent draws of the real distribution" in said
     assert len([name for name in files(tmp_path / "out") if name.startswith("images/")]) == 40
     assert len([name for name in files(tmp_path / "out") if name.startswith("parts/")]) == 2
     before = (tmp_path / "out" / "images" / "000007.png").stat().st_mtime_ns

@@ -25,7 +25,7 @@ from fewstep.errors import ConfigError, DataError, FewstepError, NonFiniteError,
 from fewstep.experiments.classifier import ClassifierConfig, train_classifier
 from fewstep.experiments.evaluation.evaluate import Evaluation, Plan
 from fewstep.experiments.evaluation.generated import Generated, file_name
-from fewstep.experiments.evaluation.opened import match_images
+from fewstep.experiments.evaluation.opened import match_images, open_subjects
 from fewstep.experiments.evaluation.outcome import finish, read_results, write_outcome
 from fewstep.experiments.evaluation.parts import measure_part
 from fewstep.experiments.evaluation.places import labels_of
@@ -38,6 +38,7 @@ from fewstep.experiments.runs import Drawn
 from fewstep.features import Pixels, RandomConv
 from fewstep.metrics import fd, frechet_distance, image_moments, kid
 from fewstep.metrics.c2st import C2stConfig, C2stControls
+from fewstep.metrics.grouping import random_rank
 from fewstep.metrics.npz import write_samples, write_statistics
 from fewstep.metrics.result import compare_results
 from fewstep.metrics.summary import FeatureSet
@@ -136,7 +137,7 @@ def test_every_result_says_what_it_means(tmp_path, real):
         assert making.seeds == f"0..{N - 1}"
         assert result.line() in (tmp_path / "results.json").read_text().replace("\\u00e9", "é")
     assert (tmp_path / "results.png").stat().st_size > 1000
-    assert "a perfect generator would have" in again[0].note, "130 images are few"
+    assert "independent draws of the real distribution" in again[0].note, "130 images are few"
 
 
 class Stop(Exception):
@@ -218,7 +219,8 @@ def test_other_settings_are_refused_with_what_differs(tmp_path, real):
 
 def test_images_that_are_not_ours_are_not_taken_for_ours(tmp_path, real):
     (tmp_path / "images").mkdir()
-    with pytest.raises(OutputError, match=r"a folder images but no settings\.json"):
+    (tmp_path / "images" / "000001.png").write_bytes(b"somebody else's")
+    with pytest.raises(OutputError, match=r"images or parts but no settings\.json"):
         run(evaluation(tmp_path, Fake(), real))
 
 
@@ -282,6 +284,24 @@ def test_a_two_sample_test_says_how_it_was_done_and_refuses_another_way(tmp_path
     assert measuring.parameters["classes matched"] is True
     with pytest.raises(ProtocolError, match=r"parameters\.epochs: 2 and 3"):
         compare_results(*found)
+
+
+def test_settings_under_which_nothing_was_made_bind_nobody(tmp_path, real):
+    with pytest.raises(NonFiniteError):
+        run(evaluation(tmp_path, Fake(broken=(0,)), real, ("fd",)))
+    assert (tmp_path / "settings.json").exists()
+    assert run(evaluation(tmp_path, Fake(), real, ("fd",), seed=5)).results
+
+
+def test_some_images_of_a_folder_are_of_all_classes(tmp_path):
+    for k in range(200):
+        save_pixels(tmp_path / f"{k:06d}.png", torch.full((1, 4, 4), k % 10, dtype=torch.uint8), durable=False)
+    request = Request(f"folder:{tmp_path}", Plan(("fd",), tmp_path / "out"), "digits", features=("random-conv",), n=100)
+    (picked,) = open_subjects(request).subjects
+    values = picked.read(range(100)).images[:, 0, 0, 0]
+    # Ten of each on average; every second file would be five classes only.
+    assert torch.bincount(values.long(), minlength=10).min() >= 4
+    assert len(set(picked.files)) == 100
 
 
 def test_controls_are_made_once_for_a_reference(tmp_path, real, monkeypatch):
@@ -450,9 +470,12 @@ def test_the_classifier_is_trained_once_and_kept_in_the_cache(tmp_path, monkeypa
 
 def test_memorisation_looks_at_all_training_images_and_names_them(tmp_path):
     plan = Plan(("memorisation",), tmp_path / "out")
-    asked = Request("digits", plan, "digits", train="digits", features=("random-conv",), n=80)
+    write_samples(tmp_path / "held_out.npz", IMAGES[:500])
+    held_out = f"npz:{tmp_path / 'held_out.npz'}"
+    asked = Request("digits", plan, held_out, train="digits", features=("random-conv",), n=80)
     evaluated = prepare(asked)
-    assert torch.equal(evaluated.subjects[0].data.images, IMAGES[torch.arange(80) * 1797 // 80]), "evenly chosen"
+    picked = random_rank(torch.arange(1797)).argsort()[:80].sort().values
+    assert torch.equal(evaluated.subjects[0].data.images, IMAGES[picked]), "chosen at random"
     results = {result.name: result for result in run(evaluated).results}
     assert results["copies"].estimate.value == 1
     parameters = results["copies"].protocol.measuring.parameters
@@ -463,13 +486,15 @@ def test_memorisation_looks_at_all_training_images_and_names_them(tmp_path):
 def test_training_images_are_the_split_train_beside_another_reference(tmp_path, real, monkeypatch):
     splits = []
     monkeypatch.setattr(prepare_module, "open_real", lambda *given: real)
-    monkeypatch.setattr(prepare_module, "load_images", lambda place, split, size: splits.append(split) or digits())
+    other = replace(digits(), images=digits().images.flip(0))
+    monkeypatch.setattr(prepare_module, "load_images", lambda place, split, size: splits.append(split) or other)
     plan = Plan(("memorisation",), tmp_path / "out")
     asked = Request("digits", plan, "parquet:some", features=("random-conv",))
     prepare(asked)
     assert splits == ["train"]
-    with pytest.raises(ConfigError, match="The split train as the reference and as the training images"):
-        prepare(replace(asked, split="train"))
+    other = real.data
+    with pytest.raises(ConfigError, match="The same 1,797 images as the reference and as the training images"):
+        prepare(asked)
 
 
 def test_a_namesake_in_other_weights_is_refused_and_says_so(tmp_path, real):

@@ -131,7 +131,7 @@ def test_the_note_appears_when_it_should():
         note = small_sample_note(n, dim, bias, value)
         assert f"{n:,} images in {dim} dimensions" in note
         assert f"would have about {bias:.3g}" in note
-        assert f"this is {value:.4g}" in note
+        assert f"dimensions: {value:.4g}, where" in note
         assert "singular" not in note
     assert "singular" in small_sample_note(64, 64, 1.0, 2.0)
 

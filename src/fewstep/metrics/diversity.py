@@ -15,9 +15,8 @@ from dataclasses import replace
 import torch
 
 from fewstep.errors import DataError, ShapeError
-from fewstep.metrics.estimate import GROUPS, Estimate, jackknife
+from fewstep.metrics.estimate import GROUPS, Estimate, bounded, jackknife
 from fewstep.metrics.grouping import group_of
-from fewstep.metrics.neighbours import bounded
 from fewstep.metrics.spread import Spread
 from fewstep.metrics.summary import FeatureSet
 

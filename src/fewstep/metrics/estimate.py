@@ -60,11 +60,11 @@ class Estimate:
     def __str__(self) -> str:
         if self.low is None or self.high is None:
             return f"{self.value:.4g}"
-        half = (self.high - self.low) / 2
-        if half == 0:
+        third = (self.high - self.low) / 6
+        if third == 0:
             return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
         # As many decimals as show the half width with one digit, or with two if it begins with a 1 or 2.
-        decimals = math.ceil(-math.log10(half / 3))
+        decimals = math.ceil(-math.log10(third))
         value, low, high = (round(number, decimals) + 0.0 for number in (self.value, self.low, self.high))
         places = max(0, decimals)
         return f"{value:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
@@ -122,6 +122,15 @@ def jackknife(whole: float, left_out: Sequence[float]) -> Estimate:
     groups = len(left_out)
     how = f"jackknife over {groups} groups, 95 %"
     return _centred(whole, _spread(left_out) * (groups - 1) / math.sqrt(max(1, groups)), groups, how)
+
+
+def bounded(estimate: Estimate, least: float, most: float = float("inf")) -> Estimate:
+    """Cut an interval to the values that the number can have."""
+    if estimate.low is None or estimate.high is None:
+        return estimate
+    # Both ends on both sides: rounding can leave the number itself, and then both ends, 1e-15 beyond its range.
+    low, high = (min(max(least, end), most) for end in (estimate.low, estimate.high))
+    return Estimate(estimate.value, low, high, estimate.how)
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:

@@ -16,7 +16,7 @@ from functools import cache
 import torch
 
 from fewstep.errors import ConfigError, DataError
-from fewstep.metrics.estimate import Estimate, jackknife
+from fewstep.metrics.estimate import Estimate, bounded, jackknife
 from fewstep.metrics.frechet import Moments, check_dims, frechet_distance, square_root
 from fewstep.metrics.summary import FeatureSet
 
@@ -68,7 +68,7 @@ def fd(gen: FeatureSet, ref: FeatureSet, *, allow_singular: bool = False) -> Est
     if not groups:
         return Estimate(value)
     reference = _Reference(ref.moments())
-    return jackknife(value, [reference.distance(gen.moments(without)) for without in groups])
+    return bounded(jackknife(value, [reference.distance(gen.moments(without)) for without in groups]), 0.0)
 
 
 def fd_inf(gen: FeatureSet, ref: FeatureSet) -> Estimate:
@@ -171,8 +171,9 @@ def small_sample_note(n: int, dim: int, bias: float, value: float) -> str | None
         return None
     rank = " The covariance is singular: n is not above the dimension." if n <= dim else ""
     return (
-        f"Fréchet distance of only {n:,} images in {dim} dimensions: a perfect generator would have about {bias:.3g} "
-        f"(less with classes in turn), this is {value:.4g}.{rank} Compare only with distances of the same n."
+        f"Fréchet distance of only {n:,} images in {dim} dimensions: {value:.4g}, where independent draws of the real "
+        f"distribution would have about {bias:.3g} (less with classes in turn).{rank} Compare only with distances of "
+        "the same n."
     )
 
 

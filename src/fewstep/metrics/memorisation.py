@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import ConfigError, DataError, NonFiniteError
-from fewstep.metrics.estimate import Estimate, jackknife
+from fewstep.metrics.estimate import Estimate, bounded, jackknife
 from fewstep.metrics.grouping import group_of
-from fewstep.metrics.neighbours import bounded, check_same_features, nearest
+from fewstep.metrics.neighbours import check_same_features, nearest
 from fewstep.metrics.summary import FeatureSet
 
 __all__ = ["mann_whitney_z", "memorisation", "nearest"]

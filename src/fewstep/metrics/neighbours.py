@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import DataError, NonFiniteError, ShapeError
-from fewstep.metrics.estimate import Estimate
 from fewstep.metrics.summary import FeatureSet
 
-__all__ = ["bounded", "check_same_features", "nearest", "squared_distances"]
+__all__ = ["check_same_features", "nearest", "squared_distances"]
 
 _BLOCK = 1000
 
@@ -98,12 +97,3 @@ def check_same_features(*sets: FeatureSet) -> None:
             "A metric compares one kind of features",
             "Compute all sides with the same features",
         )
-
-
-def bounded(estimate: Estimate, least: float, most: float = float("inf")) -> Estimate:
-    """Cut an interval to the values that the number can have."""
-    if estimate.low is None or estimate.high is None:
-        return estimate
-    # Both ends on both sides: rounding can leave the number itself, and then both ends, 1e-15 beyond its range.
-    low, high = (min(max(least, end), most) for end in (estimate.low, estimate.high))
-    return Estimate(estimate.value, low, high, estimate.how)

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import ConfigError, DataError
-from fewstep.metrics.estimate import Estimate, jackknife
+from fewstep.metrics.estimate import Estimate, bounded, jackknife
 from fewstep.metrics.grouping import group_of
-from fewstep.metrics.neighbours import bounded, check_same_features, squared_distances
+from fewstep.metrics.neighbours import check_same_features, squared_distances
 from fewstep.metrics.summary import FeatureSet
 
 __all__ = ["prdc", "prdc_values"]

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fewstep.errors import DataError, NonFiniteError, ShapeError
-from fewstep.metrics.estimate import Estimate, bootstrap_mean, jackknife
-from fewstep.metrics.neighbours import bounded
+from fewstep.metrics.estimate import Estimate, bootstrap_mean, bounded, jackknife
 from fewstep.metrics.summary import ProbabilitySet, ScoreSet
 
 __all__ = ["clip_score", "clip_score_values", "inception_score"]

@@ -19,6 +19,7 @@ from fewstep.experiments.evaluation.places import SPLIT, THERE, load_images, wit
 from fewstep.experiments.evaluation.request import MODEL_IMAGES, SEED_STRIDE, Request
 from fewstep.experiments.evaluation.subjects import ArraySubject, FolderSubject, Subject
 from fewstep.experiments.runs import captions_of, conditions, said_of, seeds_of
+from fewstep.metrics.grouping import random_rank
 from fewstep.models import Model, load_model
 
 __all__ = ["Opened", "match_images", "open_subjects"]
@@ -155,7 +156,7 @@ def _there(request: Request, source: str, prompts: PromptSet | None) -> Opened:
             f"--prompts for {request.what}", "Captions are matched with files by name", "Pass folder:PATH"
         )
     data = load_images(source, request.split, request.size)
-    chosen = _spaced(len(data), _count(request, len(data)))
+    chosen = _some(len(data), _count(request, len(data)))
     if len(chosen) < len(data):
         labels = None if data.labels is None else data.labels[chosen]
         data = ImageData(data.images[chosen], labels, data.classes, f"{data.name} ({len(chosen):,} of {len(data):,})")
@@ -163,15 +164,15 @@ def _there(request: Request, source: str, prompts: PromptSet | None) -> Opened:
     return Opened((ArraySubject(replace(data, name=f"{data.name}{split}"), kind, request.size),), data.shape)
 
 
-def _spaced(there: int, n: int) -> torch.Tensor:
-    """Choose n of the images evenly, because neighbours are often of one class."""
-    return torch.arange(n) * there // n
+def _some(there: int, n: int) -> torch.Tensor:
+    """Choose n of the images at random, always the same: neighbours, or every k-th image, are often of one class."""
+    return random_rank(torch.arange(there)).argsort()[:n].sort().values
 
 
 def _folder(request: Request, place: str, prompts: PromptSet | None) -> FolderSubject:
     files, labels, classes = folder_files(place)
     if prompts is None:
-        chosen = _spaced(len(files), _count(request, len(files)))
+        chosen = _some(len(files), _count(request, len(files)))
         some = None if labels is None else labels[chosen]
         picked, texts, said = [files[k] for k in chosen.tolist()], None, "none"
     else:

@@ -94,11 +94,11 @@ def write_outcome(folder: Path, outcome: Outcome, machine: Mapping[str, Any]) ->
     Raises:
         OutputError: if a file cannot be written.
     """
+    # A panel for each kind of features: a distance in one is of another scale than in the other.
     panels: dict[str, dict[str, tuple[float, float | None, float | None]]] = {}
     for result in outcome.results:
-        estimate = result.estimate
-        row = (estimate.value, estimate.low, estimate.high)
-        panels.setdefault(result.name, {})[result.protocol.measuring.features.partition("@")[0]] = row
+        estimate, features = result.estimate, result.protocol.measuring.features.partition("@")[0]
+        panels[f"{result.name}, {features}"] = {"": (estimate.value, estimate.low, estimate.high)}
     if panels:
         interval_plot(folder / "results.png", panels)
     content = {

@@ -160,7 +160,8 @@ def open_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         OutputError: if it cannot be written, or holds images of something else.
     """
     path = folder / "settings.json"
-    if path.exists():
+    begun = any(file.is_file() for name in ("images", "parts") for file in (folder / name).rglob("*"))
+    if path.exists() and begun:
         unlike = differing(read_json(path), json.loads(json.dumps(settings)))
         if unlike:
             raise ProtocolError(
@@ -169,11 +170,11 @@ def open_folder(folder: Path, settings: Mapping[str, Any]) -> None:
                 "Choose another --out, or remove the folder",
             )
         return
-    for name in ("images", "parts"):
-        if (folder / name).exists():
-            raise OutputError(
-                f"{folder} has a folder {name} but no settings.json",
-                "Only what an evaluation made is taken for its images",
-                "Choose another --out",
-            )
+    if begun:
+        raise OutputError(
+            f"{folder} has images or parts but no settings.json",
+            "Only what an evaluation made is taken for its images",
+            "Choose another --out",
+        )
+    # Settings under which nothing was made yet, because it was refused, bind nobody.
     write_json(output_dir(folder) / "settings.json", settings)

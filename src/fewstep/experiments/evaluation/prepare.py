@@ -18,7 +18,7 @@ from fewstep.experiments.evaluation.places import SPLIT, load_images, open_real,
 from fewstep.experiments.evaluation.processes import Processes
 from fewstep.experiments.evaluation.references import Real, RealImages, RealJudge
 from fewstep.experiments.evaluation.request import Request
-from fewstep.features import ClassifierFeatures, Features, load_classifier, load_features, save_classifier
+from fewstep.features import FEATURES, ClassifierFeatures, Features, load_classifier, load_features, save_classifier
 from fewstep.metrics.judge import load_judge
 from fewstep.metrics.reference_set import cache_folder, content_hash
 
@@ -51,6 +51,8 @@ def prepare(request: Request, processes: Processes | None = None, generator: Gen
     train = None
     if "memorisation" in request.plan.metrics or "classifier" in request.features:
         train = _training_images(request, place)
+    if train is not None and "memorisation" in request.plan.metrics:
+        _check_held_out(real, train)
     features = _features(request, real, opened, train, processes)
     _check_shapes(features, opened, real, request)
     learned = train if "memorisation" in request.plan.metrics else None
@@ -76,14 +78,18 @@ def _training_images(request: Request, place: str) -> RealImages:
             "They come from the split train of a parquet or hf reference, or from --train",
             "Pass --train parquet:PATH, folder:PATH or hf:NAME",
         )
-    if not request.train and request.split == "train":
+    data = load_images(source, "train", request.size)
+    return RealImages(data, "train", cache_folder(), keep=len(data))
+
+
+def _check_held_out(real: Real | None, train: RealImages) -> None:
+    """Refuse a reference that is the training images: what was held out is the yardstick of memorisation."""
+    if isinstance(real, RealImages) and content_hash(real.data.images) == content_hash(train.data.images):
         raise ConfigError(
-            "The split train as the reference and as the training images",
+            f"The same {len(train.data):,} images as the reference and as the training images",
             "Held-out images are not those that were learned from",
             "Pass --split test, or --train with other images",
         )
-    data = load_images(source, "train", request.size)
-    return RealImages(data, "train", cache_folder(), keep=len(data))
 
 
 def _features(
@@ -97,7 +103,7 @@ def _features(
         raise ConfigError(
             f"No features for {request.what} against {request.reference}",
             "A judge brings its own; anything else is measured in features that are named",
-            "Pass --features: pixels, random-conv, classifier, cifar-resnet:FILE, inception:FILE, clip:PATH_OR_ID...",
+            f"Pass --features, one or more of {', '.join(FEATURES)}; random-conv needs no weights",
         )
     made = []
     for spec in request.features:

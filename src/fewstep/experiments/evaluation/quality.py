@@ -74,6 +74,6 @@ def floor_note(judge: Judge, n: int, value: float) -> str:
     bias = frechet_bias(judge.reference, n, judge.reference.n)
     known: Mapping[str, float] = judge.facts.get("floors", {})
     floors = "; ".join(f"{name}: {distance:g}" for name, distance in known.items())
-    said = f"Floor: a perfect generator would have about {bias:.3g} at n = {n:,}."
+    said = f"Bias: {n:,} independent draws of the real distribution have about {bias:.3g} (less with classes in turn)."
     real = f" Real against real: {floors}." if floors else ""
     return " ".join(filter(None, (said + real, small_sample_note(n, judge.features.dim, bias, value))))

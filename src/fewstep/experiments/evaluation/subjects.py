@@ -133,9 +133,9 @@ class FolderSubject:
         for file in self.files:
             try:
                 return file, decode(str(file), file, self.size, 1 if is_grey(file) else 3)
-            except DataError:
+            except DataError as error:
                 if not self.skip_bad:
-                    raise
+                    raise _unreadable(error) from error
         raise DataError(f"No picture of {self.path} can be read", "At least one whole picture", "Check the folder")
 
     @property
@@ -159,9 +159,9 @@ class FolderSubject:
         for k in index:
             try:
                 image = decode(str(self.files[k]), self.files[k], self.size, len(self._first[1]))
-            except DataError:
+            except DataError as error:
                 if not self.skip_bad:
-                    raise
+                    raise _unreadable(error) from error
                 skipped.append(str(self.files[k].relative_to(self.path)))
                 continue
             self._check_like_first(self.files[k], image)
@@ -200,6 +200,10 @@ class FolderSubject:
 
 def _prepared(size: int | None) -> str:
     return f"cropped and resized to {size}x{size}" if size else ""
+
+
+def _unreadable(error: DataError) -> DataError:
+    return DataError(error.given, error.allowed, f"{error.todo}; or pass --skip-bad, which counts and names such files")
 
 
 @dataclass(frozen=True)
