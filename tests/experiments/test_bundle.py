@@ -36,7 +36,7 @@ def test_every_number_has_its_interval_and_its_row(measured):
     ddim, evodiff = text.split("**evodiff**")
     assert "| 4 | 3.0 [2.5, 3.5] |" in ddim
     assert "| 4 | 2.0 [1.5, 2.5] |" in evodiff
-    assert "0.12 at this number" in text
+    assert "an FD of about\n0.12, less with classes in turn" in text
     assert "the protocol of ddim" in text
     assert "C2ST" not in text
 
