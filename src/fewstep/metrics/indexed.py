@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewstep.errors import DataError, DtypeError, NonFiniteError, ShapeError
 
-__all__ = ["Indexed", "check_batch", "check_state", "row_pair"]
+__all__ = ["Indexed", "check_batch", "check_pair", "check_state", "row_pair"]
 
 
 class Indexed:
@@ -136,6 +136,18 @@ def check_batch(what: str, values: Tensor, index: Tensor, width: int | None) -> 
     return values, index
 
 
+def check_pair(x: Tensor, y: Tensor) -> None:
+    """Refuse two sets of vectors that cannot be compared: ShapeError unless (n, dim) and (m, dim), NonFiniteError."""
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+        raise ShapeError(
+            f"Vectors of shapes {tuple(x.shape)} and {tuple(y.shape)}",
+            "They have shapes (n, dim) and (m, dim)",
+            "Flatten images to one vector each, and compute both sides with the same features",
+        )
+    if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
+        raise NonFiniteError("NaN or infinity among the vectors", "Vectors are finite", "Look at the images first")
+
+
 def row_pair(x: Tensor, y: Tensor, least: int) -> tuple[Tensor, Tensor]:
     """Check two sets of rows that a metric compares.
 
@@ -152,20 +164,13 @@ def row_pair(x: Tensor, y: Tensor, least: int) -> tuple[Tensor, Tensor]:
         DataError: if a side has too few rows.
         NonFiniteError: if a value is NaN or infinite.
     """
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
-        raise ShapeError(
-            f"Rows of shapes {tuple(x.shape)} and {tuple(y.shape)}",
-            "They have shapes (n, dim) and (m, dim)",
-            "Compute both sides with the same features",
-        )
+    check_pair(x, y)
     if min(len(x), len(y)) < least:
         raise DataError(
             f"Sets of {len(x)} and {len(y)} rows",
             f"Each side has at least {least}; a set that was read from statistics has none",
             "Add images; take the reference from images, or from a file with features",
         )
-    if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
-        raise NonFiniteError("NaN or infinity among the rows", "Features are finite", "Look at the images first")
     return x.detach().to("cpu").to(torch.float64), y.detach().to("cpu").to(torch.float64)
 
 

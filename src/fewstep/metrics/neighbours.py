@@ -14,7 +14,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fewstep.errors import DataError, NonFiniteError, ShapeError
+from fewstep.errors import DataError, ShapeError
+from fewstep.metrics.indexed import check_pair
 from fewstep.metrics.summary import FeatureSet
 
 __all__ = ["check_same_features", "nearest", "squared_distances"]
@@ -37,14 +38,7 @@ def squared_distances(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
         ShapeError: if the two do not fit together.
         NonFiniteError: if a value is NaN or infinite.
     """
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
-        raise ShapeError(
-            f"Vectors of shapes {tuple(x.shape)} and {tuple(y.shape)}",
-            "They have shapes (n, dim) and (m, dim)",
-            "Flatten images to one vector each, and compute both sides with the same features",
-        )
-    if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
-        raise NonFiniteError("NaN or infinity among the vectors", "Vectors are finite", "Look at the images first")
+    check_pair(x, y)
     centre = y.mean(0, dtype=torch.float64)
     for start in range(0, len(x), _BLOCK):
         rows = slice(start, start + _BLOCK)
