@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep._chain import Chain
 from fewstep._part import Part
 from fewstep.denoisers import PREDICTIONS, NetworkDenoiser
 from fewstep.errors import CheckpointError, ConfigError
@@ -33,6 +34,7 @@ class ModelConfig:
         classes: names of the classes; empty for a model that is told none. The null class has the index len(classes).
         captions: words of the captions, and how many a caption may have; None for a model that reads none.
         facts: data, seconds, steps... for the card.
+        chain: the chain that it was trained through end to end; None for a model of ordinary training.
 
     Raises:
         ConfigError: if a value has the wrong form.
@@ -47,6 +49,7 @@ class ModelConfig:
     classes: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     captions: Vocabulary | None = None
+    chain: Chain | None = None
 
     def __post_init__(self) -> None:
         require(isinstance(self.name, str), self, "name", "a word")
@@ -58,6 +61,7 @@ class ModelConfig:
         require(named, self, "classes", "a list of names")
         require(isinstance(self.captions, Vocabulary | None), self, "captions", "null, or words and length")
         require(isinstance(self.facts, Mapping), self, "facts", "a group of keys")
+        require(isinstance(self.chain, Chain | None), self, "chain", "null, or solver, spacing and steps")
 
     @property
     def n_classes(self) -> int:
@@ -123,7 +127,9 @@ class ModelConfig:
             lists = {key: _tuple(content[key]) for key in ("shape", "classes")}
             captions = content.get("captions")  # models from before there were captions do not have the key
             words = captions and Vocabulary(**{**captions, "words": _tuple(captions["words"])})
-            return cls(**{**content, **parts, **lists, "captions": words})
+            chain = content.get("chain")  # nor do models from before there were chains
+            known = {"captions": words, "chain": chain and Chain.from_json(chain)}
+            return cls(**{**content, **parts, **lists, **known})
         except (KeyError, TypeError, ConfigError) as error:
             raise CheckpointError(
                 f"config.json does not describe a fewstep model ({type(error).__name__}: {error})",

@@ -7,9 +7,9 @@ arguments of its constructor; building it checks both and names the nearest know
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from fewstep.errors import ConfigError, FewstepError, choose
 
@@ -42,11 +42,17 @@ class Part:
                 'Write {"name": "unet", "arguments": {"width": 32}}',
             )
 
-    def build(self, table: Mapping[str, type[T]], kind: str) -> T:
+    @overload
+    def build(self, table: Mapping[str, type[T]], kind: str) -> T: ...
+
+    @overload  # mypy would call what a table of several classes makes an object, were this the only signature
+    def build(self, table: Mapping[str, Callable[..., T]], kind: str) -> T: ...
+
+    def build(self, table: Mapping[str, Callable[..., T]], kind: str) -> T:
         """Construct the thing.
 
         Args:
-            table: name -> class.
+            table: name -> class, or what makes an instance.
             kind: what the table holds, for messages.
 
         Returns:

@@ -16,13 +16,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fewstep._chain import Chain
 from fewstep._files import fingerprint, output_dir, read_json, read_tensors, write_atomic, write_json, write_tensors
 from fewstep._model_config import ModelConfig, require
 from fewstep._part import Part
 from fewstep.denoisers import ClassifierFree, Denoiser, NetworkDenoiser
 from fewstep.errors import CheckpointError, ConfigError, FewstepError, UnknownName, choose
 
-__all__ = ["Model", "ModelConfig", "Part", "bundled", "load_model", "save_model"]
+__all__ = ["Chain", "Model", "ModelConfig", "Part", "bundled", "load_model", "save_model"]
 
 _BUNDLED = Path(__file__).parent / "weights"
 

@@ -26,6 +26,7 @@ from fewstep.noise import (
     NoiseLevel,
     Schedule,
     Spacing,
+    UniformFlow,
     UniformLam,
     UniformTime,
     VPCosine,
@@ -222,6 +223,8 @@ ENDS: dict[str, tuple[Spacing, Schedule]] = {
     "noise_first": (UniformTime(), LinearFlow()),
     "noise_first_zero_last": (UniformTime(end="zero"), LinearFlow()),
     "cosine_both": (UniformTime(end="zero"), VPCosine()),
+    "flow_edm": (UniformFlow(), EDM()),
+    "flow_vp_linear": (UniformFlow(), VPLinear()),
 }
 ends = pytest.mark.parametrize("end", ENDS)
 

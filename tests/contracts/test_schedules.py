@@ -161,7 +161,7 @@ def test_perturb_expands_a_level_per_sample() -> None:
 
 
 def test_spacing_list_is_complete() -> None:
-    assert set(SPACINGS) == {"uniform_lam", "karras", "uniform_time"}
+    assert set(SPACINGS) == {"uniform_lam", "karras", "uniform_time", "uniform_flow"}
 
 
 def test_uniform_lam() -> None:

@@ -6,6 +6,10 @@ A network was trained on one schedule. Its denoised estimate depends on a sample
 .. math:: x' = x \, \frac{\|(\alpha', \sigma')\|}{\|(\alpha, \sigma)\|}, \quad \alpha'/\sigma' = \alpha/\sigma,
 
 and any grid of any schedule can sample any network. The norm form is finite at both ends.
+
+Pure noise, alpha = 0, is a legal level for every network, also for one whose own schedule ends at a finite kappa (EDM,
+VPLinear). That one takes the noise z alone for its noisiest level, :math:`x' = \sigma'_{max} z`; what is missing is the
+little of the data, :math:`\alpha'_{max} x_0`, that training left there.
 """
 
 from __future__ import annotations
@@ -108,7 +112,7 @@ class NetworkDenoiser:
             Denoised, shape and dtype of x, data units.
 
         Raises:
-            LevelError: if the network's schedule does not reach the level's noise.
+            LevelError: if the network's schedule does not reach the level's noise; pure noise is within every reach.
         """
         own, scale = self._own_coordinates(level)
         x = x * expand(scale, x)
@@ -118,22 +122,25 @@ class NetworkDenoiser:
         """The level of equal kappa on the network's schedule, and the factor that moves x there."""
         t = self._time(level)
         last = self.schedule.t_range()[1]
-        if t.device.type == "cpu" and not bool((t <= last * (1 + 1e-6)).all()):  # also where t is NaN
+        if t.device.type == "cpu" and bool((beyond := ~(t <= last * (1 + 1e-6))).any()):  # also where t is NaN
             raise LevelError(
-                f"The network was asked for noise of kappa up to {level.kappa.max():.4g}",
+                f"The network was asked for noise of kappa up to {level.kappa[beyond].max():.4g}",
                 f"It was trained on {self.schedule}, which ends at time {last:g}",
-                "Start the grid at the network's own noisy end: pass kappa_max= or lam_min= to the spacing",
+                "Start the grid at pure noise, or give the spacing kappa_max= or lam_min= of the network's noisy end",
             )
         own = self.schedule.level(t)
-        return own, torch.hypot(own.alpha, own.sigma) / torch.hypot(level.alpha, level.sigma)
+        # Pure noise holds no data, whatever alpha the network's own noisy end has.
+        alpha = torch.where(level.alpha == 0, 0.0, own.alpha)
+        return own, torch.hypot(alpha, own.sigma) / torch.hypot(level.alpha, level.sigma)
 
     def _time(self, level: NoiseLevel) -> Tensor:
-        """Time of equal lam on the network's clock, with finite gradients at alpha = 0 too."""
+        """Time of equal lam on the network's clock, its noisy end for alpha = 0; finite gradients there too."""
         alpha, sigma = level
         noise = alpha == 0
         inside = self.schedule.t_of_lam(NoiseLevel(torch.where(noise, 1.0, alpha), sigma).lam)
-        end = self.schedule.t_of_lam(torch.full_like(alpha, -torch.inf))
-        if torch.is_grad_enabled() and (alpha.requires_grad or sigma.requires_grad):
+        end = torch.full_like(alpha, self.schedule.t_range()[1])
+        wanted = torch.is_grad_enabled() and (alpha.requires_grad or sigma.requires_grad)
+        if wanted and self.schedule.lam_range()[0] == -torch.inf:
             # Through log(0) the gradient would be 0 * inf; in alpha / sigma the clock is smooth at pure noise.
             end = end + alpha / torch.where(noise, sigma, 1.0) / _ratio_per_time(self.schedule)
         return torch.where(noise, end, inside)

@@ -1,48 +1,36 @@
-r"""Grids: which noise levels a sampler visits.
+r"""Spacings: rules that pick the levels of a grid.
 
-A spacing is a rule ``(schedule, steps) -> Grid``. A grid has ``steps + 1`` levels in float64 on the host, noisy first,
-and carries the schedule's clock beside them. It ends at the schedule's clean limit; ``end="zero"`` replaces the last
-level by ``sigma = 0``. Grids stay on the host because solver coefficients are made from them in float64: no step of the
-sampling loop then has to wait for a device.
+A spacing is a rule ``(schedule, steps) -> Grid``. Its grid ends at the schedule's clean limit; ``end="zero"`` replaces
+the last level by ``sigma = 0``. The chains of few-step models start at pure noise: see :class:`UniformFlow` and
+:class:`PureNoise`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from fewstep.errors import ConfigError, GridError, LevelError
-from fewstep.noise.level import NoiseLevel
+from fewstep.noise.grid import Grid, check_grid
 from fewstep.noise.schedules import Schedule
 
-__all__ = ["SPACINGS", "Explicit", "Grid", "Karras", "Spacing", "UniformLam", "UniformTime", "check_grid"]
+__all__ = [
+    "SPACINGS",
+    "Explicit",
+    "Karras",
+    "PureNoise",
+    "Spacing",
+    "UniformFlow",
+    "UniformLam",
+    "UniformTime",
+    "flow_grid",
+]
 
 End = Literal["limit", "zero"]
-
-
-class Grid(NamedTuple):
-    """The levels a sampler visits, noisy first.
-
-    Attributes:
-        levels: ``steps + 1`` levels, float64; alpha may be 0 in the first, sigma may be 0 in the last.
-        t: the schedule's clock at each level, shape (steps + 1,).
-    """
-
-    levels: NoiseLevel
-    t: Tensor
-
-    @property
-    def steps(self) -> int:
-        """Number of intervals."""
-        return self.t.shape[0] - 1
-
-    def at(self, i: int) -> NoiseLevel:
-        """The i-th level, scalars; negative i counts from the end."""
-        return NoiseLevel(self.levels.alpha[i], self.levels.sigma[i])
 
 
 class Spacing(Protocol):
@@ -64,33 +52,6 @@ def _grid(schedule: Schedule, t: Tensor, end: str) -> Grid:
     if end == "zero":
         t = torch.cat([t[:-1], torch.zeros_like(t[-1:])])
     return check_grid(Grid(schedule.level(t), t))
-
-
-def check_grid(grid: Grid) -> Grid:
-    """Prove that the noise of a grid strictly decreases; anybody can fill a Grid by hand.
-
-    Args:
-        grid: levels of shape (steps + 1,), steps >= 1.
-
-    Returns:
-        The grid itself.
-
-    Raises:
-        GridError: if a level does not have less noise than the one before, is negative, infinite or NaN, has neither
-            data nor noise, or if the lengths of alpha, sigma and t differ.
-    """
-    alpha, sigma, t = (part.detach() for part in (*grid.levels, grid.t))
-    fits = alpha.shape == sigma.shape == t.shape and t.ndim == 1 and t.shape[0] > 1
-    # The angle is like kappa, but finite at alpha = 0.
-    size = alpha + sigma
-    legal = (alpha >= 0) & (sigma >= 0) & size.isfinite() & (size > 0) if fits else alpha
-    if not fits or not bool(legal.all() and (torch.atan2(sigma, alpha).diff() < 0).all()):
-        raise GridError(
-            f"A grid with times {t.tolist()}, alpha {alpha.tolist()} and sigma {sigma.tolist()}",
-            "Two or more finite levels whose noise strictly decreases, from the first to the last",
-            "Sort the levels, drop the duplicates, or take fewer steps",
-        )
-    return grid
 
 
 def _count(steps: int) -> int:
@@ -202,6 +163,57 @@ class UniformTime:
         return _grid(schedule, torch.linspace(noisy, last, _count(steps) + 1, dtype=torch.float64), self.end)
 
 
+def flow_grid(schedule: Schedule, tau: Tensor) -> Grid:
+    r"""Make the grid from pure noise to clean data through levels that are given in tau.
+
+    .. math:: \tau = \frac{\kappa}{1 + \kappa} = \frac{\sigma}{\alpha + \sigma}
+
+    is 1 at pure noise, 0 at clean data, and the clock of :class:`LinearFlow`.
+
+    Args:
+        schedule: gives the coordinates of the levels in between.
+        tau: those levels, shape (steps - 1,), float64, strictly descending between 1 and 0; differentiable.
+
+    Returns:
+        Grid of ``steps`` intervals; its first level is (0, 1) exactly, its last has sigma = 0.
+
+    Raises:
+        LevelError: if the schedule does not have a level.
+        GridError: if tau does not descend.
+    """
+    noisy, between = schedule.t_range()[1], schedule.t_of_lam(torch.log1p(-tau) - tau.log())
+    t = torch.cat([tau.new_tensor([noisy]), between, tau.new_tensor([0.0])])
+    return check_grid(Grid(schedule.level(t), t).from_noise())
+
+
+@dataclass(frozen=True)
+class UniformFlow:
+    """Equal steps of ``tau = kappa / (1 + kappa)`` from pure noise to clean data: the grid of few-step chains.
+
+    It exists on any schedule, also on those whose own range ends at a finite kappa, and visits the same kappa on all.
+    On LinearFlow it is UniformTime(end="zero").
+    """
+
+    def __call__(self, schedule: Schedule, steps: int) -> Grid:
+        """Grid of `steps` equal intervals of tau."""
+        return flow_grid(schedule, torch.linspace(1, 0, _count(steps) + 1, dtype=torch.float64)[1:-1])
+
+
+@dataclass(frozen=True)
+class PureNoise:
+    """Any grid, begun at pure noise: its first level becomes (0, 1) exactly, and the others stay.
+
+    Args:
+        spacing: places the levels.
+    """
+
+    spacing: Spacing
+
+    def __call__(self, schedule: Schedule, steps: int) -> Grid:
+        """Grid of `steps` intervals whose first level holds no data."""
+        return check_grid(self.spacing(schedule, steps).from_noise())
+
+
 @dataclass(frozen=True)
 class Explicit:
     """Exactly these times.
@@ -233,8 +245,9 @@ def _log(kappa: float) -> float:
     return math.log(kappa)
 
 
-SPACINGS: dict[str, type[UniformLam] | type[Karras] | type[UniformTime]] = {
+SPACINGS: dict[str, type[UniformLam] | type[Karras] | type[UniformTime] | type[UniformFlow]] = {
     "uniform_lam": UniformLam,
     "karras": Karras,
     "uniform_time": UniformTime,
+    "uniform_flow": UniformFlow,
 }

@@ -17,6 +17,7 @@ from fewstep.solvers.dpmpp import DPMpp2M, extrapolate
 from fewstep.solvers.evodiff import EVODiff
 from fewstep.solvers.heun import Heun
 from fewstep.solvers.ipndm import IPNDM
+from fewstep.solvers.multistep_table import MultistepTable
 from fewstep.solvers.table import SOLVERS
 from fewstep.solvers.unipc import UniPC
 
@@ -29,6 +30,7 @@ __all__ = [
     "EVODiff",
     "Estimate",
     "Heun",
+    "MultistepTable",
     "NoiseSource",
     "Solver",
     "UniPC",
