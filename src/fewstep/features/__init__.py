@@ -1,4 +1,4 @@
-"""Features: images -> vectors, differentiable; losses and metrics both stand on them.
+"""Features: images -> vectors, or maps of every layer, differentiable; losses and metrics both stand on them.
 
 =========================  ========================================  ========================================
 class                      what it computes                          file
@@ -12,6 +12,10 @@ Lpips                      a distance of two images, not features    lpips.py
 Clip                       CLIP's embeddings of images and texts     transformers_vision.py
 Dinov2                     DINOv2's class token                      transformers_vision.py
 Clean, Legacy              ways to bring images to one size          resize.py
+PixelMaps, VectorMaps      pixels, or any features, as maps          maps.py
+RandomMaps                 RandomConv, all layers                    maps.py
+ClassifierMaps             a small classifier, all stages            maps.py
+NetworkMaps                SqueezeNet, the layers of LPIPS           maps.py
 =========================  ========================================  ========================================
 
 ======================================  ==============================================  =====================
@@ -33,6 +37,7 @@ from fewstep.features.classifier import ClassifierFeatures, load_classifier, sav
 from fewstep.features.frozen import ClassifierNetworkFeatures, NetworkFeatures
 from fewstep.features.inception import is_fid, load_inception
 from fewstep.features.lpips import Lpips, load_lpips
+from fewstep.features.maps import ClassifierMaps, Maps, NetworkMaps, PixelMaps, RandomMaps, VectorMaps, as_rgb
 from fewstep.features.pixels import Pixels
 from fewstep.features.random_conv import RandomConv
 from fewstep.features.resize import Clean, Legacy
@@ -44,6 +49,7 @@ from fewstep.features.transformers_vision import Clip, Dinov2, load_clip, load_d
 __all__ = [
     "FEATURES",
     "ClassifierFeatures",
+    "ClassifierMaps",
     "ClassifierNetworkFeatures",
     "Classifying",
     "Clean",
@@ -52,9 +58,15 @@ __all__ = [
     "Features",
     "Legacy",
     "Lpips",
+    "Maps",
     "NetworkFeatures",
+    "NetworkMaps",
+    "PixelMaps",
     "Pixels",
     "RandomConv",
+    "RandomMaps",
+    "VectorMaps",
+    "as_rgb",
     "is_fid",
     "load_cifar_resnet",
     "load_classifier",

@@ -56,23 +56,39 @@ class RandomConv(nn.Module):
             gain = (1.0 if i == 0 else _GAIN) / (9 * c_in) ** 0.5
             self.register_buffer(f"weight{i}", gain * torch.randn(c_out, c_in, 3, 3, generator=generator))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Compute the features.
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Compute the activations of the three layers, at full, half and a quarter of the size.
 
         Args:
-            images: floating point, shape (b, channels, h, w) with h, w >= 4, in [-1, 1]. At 4 pixels a side the four
-                quarters are the same numbers; they differ from 5 on.
+            images: floating point, shape (b, channels, h, w) with h, w >= 4, in [-1, 1].
 
         Returns:
-            Features, shape (b, dim), in the dtype of the weights.
+            Maps of 32, 64 and dim / 4 channels, in the dtype of the weights.
 
         Raises:
             DtypeError: if the images are not floating point.
             ShapeError: if they have another number of channels or are smaller.
         """
         check_images(images, self.name, self.channels)
-        weights = list(self.buffers())
+        weights, found = list(self.buffers()), []
         h = images.to(weights[0].dtype)
         for i, weight in enumerate(weights):
-            h = F.conv2d(F.silu(h) if i else h, weight, stride=1 if i == 0 else 2, padding=1)
-        return F.adaptive_avg_pool2d(F.silu(h), 2).flatten(1)
+            h = F.silu(F.conv2d(h, weight, stride=2 if i else 1, padding=1))
+            found.append(h)
+        return found
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute the features.
+
+        Args:
+            images: as for :meth:`maps`. At 4 pixels a side the four quarters are the same numbers; they differ from 5
+                on.
+
+        Returns:
+            Features, shape (b, dim), in the dtype of the weights.
+
+        Raises:
+            DtypeError: as there.
+            ShapeError: as there.
+        """
+        return F.adaptive_avg_pool2d(self.maps(images)[-1], 2).flatten(1)
