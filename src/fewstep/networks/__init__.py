@@ -2,7 +2,8 @@
 
 Each maps ``(x, noise_label, cond)`` to a tensor like x and is built from plain numbers that JSON can hold. Built with
 ``n_classes``, it takes class labels as ``cond={"label": ...}``, and the index ``n_classes`` is the null class; built
-with ``n_tokens``, it takes captions as ``cond={"tokens": ...}``, and the row of zeros is the null caption.
+with ``n_tokens``, it takes captions as ``cond={"tokens": ...}``, and the row of zeros is the null caption. Critics take
+the same in the order ``(x, cond, noise_label)`` and give one logit per sample.
 """
 
 from torch import nn
@@ -10,9 +11,22 @@ from torch import nn
 from fewstep.networks.base import Network
 from fewstep.networks.caption import CaptionEncoder, Vocabulary
 from fewstep.networks.classifier import SmallClassifier
+from fewstep.networks.critic import CRITICS, PixelCritic, ProjectedCritic, VectorCritic
 from fewstep.networks.space_to_depth import SpaceToDepthNet
 from fewstep.networks.unet import UNet
 
-__all__ = ["NETWORKS", "CaptionEncoder", "Network", "SmallClassifier", "SpaceToDepthNet", "UNet", "Vocabulary"]
+__all__ = [
+    "CRITICS",
+    "NETWORKS",
+    "CaptionEncoder",
+    "Network",
+    "PixelCritic",
+    "ProjectedCritic",
+    "SmallClassifier",
+    "SpaceToDepthNet",
+    "UNet",
+    "VectorCritic",
+    "Vocabulary",
+]
 
 NETWORKS: dict[str, type[nn.Module]] = {"space_to_depth": SpaceToDepthNet, "unet": UNet}

@@ -1,11 +1,7 @@
-r"""A small critic that tells two sets of 8-bit images apart, built to notice what a viewer overlooks.
+"""A small critic that tells two sets of 8-bit images apart, built to notice what a viewer overlooks.
 
-Next to the image it reads a fixed residual, what is left when the neighbourhood is taken away,
-
-.. math:: r = \mathrm{clip}(g\,(x - B x), -1, 1), \qquad B = \tfrac{1}{16} (1, 2, 1)^T (1, 2, 1), \quad g = 16,
-
-as detectors of hidden messages do: one 8-bit step moves r by an eighth where it moves x by 1/128, which takes a network
-many epochs to find. The first two convolutions keep the full resolution for the same reason. The mean over the image
+Next to the image it reads a fixed residual, as detectors of hidden messages do: what is left when the neighbourhood is
+taken away, magnified. The first two convolutions keep the full resolution for the same reason. The mean over the image
 catches faint, even traces such as noise; the maximum catches one broken stroke.
 """
 
@@ -13,13 +9,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from fewstep.networks.layers import check_counts, check_images
+from fewstep.networks.layers import HighPass, check_counts, check_images
 
 __all__ = ["TwoSampleNet"]
-
-_GAIN = 16.0
 
 
 def _stage(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
@@ -44,15 +37,11 @@ class TwoSampleNet(nn.Module):
         in: one residual filter, which is not trained, and a tenth of the depth.
     """
 
-    blur: Tensor
-
     def __init__(self, channels: int, width: int = 16) -> None:
         super().__init__()
         check_counts({"channels": channels, "width": width})
         self.channels, self.width = channels, width
-        binomial = torch.tensor([1.0, 2.0, 1.0]) / 4
-        kernel = torch.outer(binomial, binomial).expand(channels, 1, 3, 3).contiguous()
-        self.register_buffer("blur", kernel, persistent=False)
+        self.residual = HighPass(channels)
         self.body = nn.Sequential(
             _stage(2 * channels, width, 1),
             _stage(width, width, 1),
@@ -62,11 +51,6 @@ class TwoSampleNet(nn.Module):
             _stage(4 * width, 4 * width, 1),
         )
         self.logit = nn.Linear(2 * 4 * width, 1)
-
-    def residual(self, x: Tensor) -> Tensor:
-        """Take the neighbourhood away from every pixel, magnify what is left 16 times and clip it to [-1, 1]."""
-        smooth = functional.conv2d(functional.pad(x, (1,) * 4, mode="replicate"), self.blur, groups=self.channels)
-        return (_GAIN * (x - smooth)).clamp(-1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Give the logit (b,) of "from the first set" of images (b, channels, h, w) in [-1, 1]."""
