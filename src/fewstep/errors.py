@@ -13,6 +13,7 @@ from typing import TypeVar
 __all__ = [
     "BudgetError",
     "CheckpointError",
+    "CollapseWarning",
     "ConfigError",
     "DataError",
     "DtypeError",
@@ -104,6 +105,10 @@ class ProtocolError(FewstepError, ValueError):
 
 class MissingExtra(FewstepError, ImportError):
     """An optional library that is not installed."""
+
+
+class CollapseWarning(UserWarning):
+    """A training objective whose minimum is known to lose the variety of the data; it may be what is wanted."""
 
 
 def choose(name: str, table: Mapping[str, T], kind: str) -> T:

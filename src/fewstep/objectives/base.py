@@ -16,9 +16,14 @@ from torch import Generator, Tensor
 
 from fewstep.data import Batch
 
-__all__ = ["GENERATOR", "Objective", "Turn", "normal_like"]
+__all__ = ["CRITIC", "GENERATOR", "Objective", "Turn", "normal_like"]
 
 GENERATOR = "generator"  # the player whose moving average becomes the model
+CRITIC = "critic"  # the player that learns to tell samples from data
+
+
+def _nothing() -> Mapping[str, Tensor]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -28,10 +33,13 @@ class Turn:
     Args:
         player: who steps: "generator", "critic"...
         loss: computes the scalar to minimise, and its named parts, detached scalars, for the log.
+        after: more parts, which exist only once the gradient of the loss does; called between the backward pass and
+            the optimiser's step.
     """
 
     player: str
     loss: Callable[[], tuple[Tensor, Mapping[str, Tensor]]]
+    after: Callable[[], Mapping[str, Tensor]] = _nothing
 
 
 class Objective(Protocol):

@@ -3,6 +3,9 @@
 Every step draws its images and its randomness from (seed, step, rank) alone, so a run that resumes from a checkpoint
 goes on exactly as if it had never stopped. Several processes average their gradients after each backward pass; the
 networks stay plain modules, which an objective may call as often as it likes.
+
+A step is taken whole or not at all: where a number in any player's turn is not finite, all players are put back to
+where the step began, and the run stops with a checkpoint of that state and the batch beside it.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,12 @@ from torch import Generator, Tensor, nn
 
 from fewstep._files import require
 from fewstep.data import Batch, Images, indices_of_step, seeded
-from fewstep.errors import CheckpointError, NonFiniteError, choose
+from fewstep.errors import CheckpointError, NonFiniteError, OutputError, choose
 from fewstep.objectives import GENERATOR, Objective, Turn
 from fewstep.training.checkpoint import Checkpoint, join, latest, read_checkpoint, split, write_checkpoint
 from fewstep.training.config import TrainConfig
 from fewstep.training.ema import Ema
+from fewstep.training.failure import write_reproduction
 from fewstep.training.optim import adamw, flat_state, learning_rate, load_flat_state
 
 __all__ = ["StepReport", "Trainer"]
@@ -58,7 +62,8 @@ class Trainer:
     Args:
         config: how to train.
         objective: what to minimise; it holds the same modules as `players`.
-        players: name -> network; "generator" is the one whose average is kept.
+        players: name -> network; "generator" is the one whose average is kept. One without trainable parameters is
+            no player, but what it remembers is kept in the checkpoints.
         data: the images.
         folder: where checkpoints go; an unfinished run in it is resumed.
         described: what else must agree with the checkpoint of a resumed run, as JSON.
@@ -93,7 +98,11 @@ class Trainer:
         for module in self.players.values():
             module.to(self.device).train()
         self._configs = {name: config.of_player(name) for name in self.players}
-        self._optimizers = {name: adamw(module, self._configs[name]) for name, module in self.players.items()}
+        self._optimizers = {
+            name: adamw(module, self._configs[name])
+            for name, module in self.players.items()
+            if any(parameter.requires_grad for parameter in module.parameters())
+        }
         self.ema = Ema(generator, config.ema)
         self.step, self.seconds = 0, 0.0
         newest = latest(self.folder)
@@ -107,7 +116,8 @@ class Trainer:
             One report after each step, when its checkpoint, if it was due, is on the disk.
 
         Raises:
-            NonFiniteError: if a loss or a gradient is NaN or infinite; the step is not taken.
+            NonFiniteError: if a loss or a gradient is NaN or infinite; the step is not taken, and the message names
+                the state before it and its batch, which are written.
             OutputError: if a checkpoint cannot be written.
         """
         while self.step < self.config.steps:
@@ -137,24 +147,58 @@ class Trainer:
             OutputError: if it cannot be written.
         """
         if self.is_main:
-            model = join({name: module.state_dict() for name, module in self.players.items()})
-            states = {name: flat_state(module, self._optimizers[name]) for name, module in self.players.items()}
-            ema = self.ema.module.state_dict()
-            content = Checkpoint(self.step, self.seconds, self.described, model, ema, join(states))
-            write_checkpoint(self.folder, content, self.config.keep)
+            write_checkpoint(self.folder, self._state(), self.config.keep)
         self.wait()
 
     def wait(self) -> None:
         """Wait until every process has come here."""
         self._accelerator.wait_for_everyone()
 
+    def _state(self) -> Checkpoint:
+        """The run as it is now; its tensors are the networks' own and change with them."""
+        model = join({name: module.state_dict() for name, module in self.players.items()})
+        states = {name: flat_state(self.players[name], optimizer) for name, optimizer in self._optimizers.items()}
+        return Checkpoint(self.step, self.seconds, self.described, model, self.ema.module.state_dict(), join(states))
+
+    def _put_back(self, state: Checkpoint) -> None:
+        for name, module in self.players.items():
+            module.load_state_dict(split(state.model, name))
+            if name in self._optimizers:
+                load_flat_state(module, self._optimizers[name], split(state.optimizer, name))
+        self.ema.module.load_state_dict(dict(state.ema))
+
     def _train_step(self) -> dict[str, float]:
         generator = seeded("step", self.config.seed, self.step, self._accelerator.process_index)
+        batch, before = self._batch(generator), self._remembered()
         losses: dict[str, float] = {}
-        for turn in self.objective.turns(self._batch(generator), self.step, generator):
-            losses |= self._take(turn)
+        for turn in self.objective.turns(batch, self.step, generator):
+            try:
+                losses |= self._take(turn)
+            except NonFiniteError as error:
+                self._put_back(before)
+                raise self._stopped(turn.player, batch, before, error) from error
         self.ema.update(self.players[GENERATOR], self.step)
         return losses
+
+    def _remembered(self) -> Checkpoint:
+        """The state before a step: a copy, as a turn that fails must undo the earlier ones; a lone player has none."""
+        state = self._state()
+        if len(self.players) == 1:
+            return state
+        return replace(state, model=_copied(state.model), optimizer=_copied(state.optimizer))
+
+    def _stopped(self, player: str, batch: Batch, before: Checkpoint, error: NonFiniteError) -> NonFiniteError:
+        """Leave the state before the step and its batch on the disk, and say where."""
+        given = f"Step {self.step + 1}, player {player!r}: {error.given}"
+        facts = {"step": self.step + 1, "player": player, "seed": self.config.seed, "given": given}
+        facts |= {"process": self._accelerator.process_index, "config": self.described}
+        try:
+            left = str(write_reproduction(self.folder, batch, facts))
+            if self.is_main:  # without waiting for the others, which may be well
+                left = f"{write_checkpoint(self.folder, before, self.config.keep)} and {left}"
+        except OutputError as full:
+            left = f"nothing ({full.given})"
+        return NonFiniteError(given, error.allowed, f"{error.todo}; the state before the step and its batch: {left}")
 
     def _batch(self, generator: Generator) -> Batch:
         config, accelerator = self.config, self._accelerator
@@ -173,7 +217,7 @@ class Trainer:
         parameters = [parameter for parameter in player.parameters() if parameter.grad is not None]
         self._average_gradients(parameters)
         norm = nn.utils.clip_grad_norm_(parameters, config.clip or math.inf)
-        values = self._read(turn.player, {**parts, "grad_norm": norm}, loss)
+        values = self._read(turn.player, {**parts, **turn.after(), "grad_norm": norm}, loss)
         optimizer = self._optimizers[turn.player]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step)
@@ -198,13 +242,13 @@ class Trainer:
         """Fetch all logged numbers at once and refuse what is not finite, before the step is taken."""
         fetched = torch.stack([value.detach().float() for value in (*parts.values(), loss)]).tolist()
         values = {f"{player}/{name}": value for name, value in zip(parts, fetched, strict=False)}
-        if not all(math.isfinite(value) for value in fetched):
+        wrong = [name for name, value in zip(parts, fetched, strict=False) if not math.isfinite(value)]
+        if wrong or not math.isfinite(fetched[-1]):
             raise NonFiniteError(
-                f"Step {self.step + 1}, player {player!r}: loss {fetched[-1]}, parts "
+                f"{', '.join(wrong) or 'The loss'} not finite; loss {fetched[-1]}, parts "
                 + ", ".join(f"{name} {value:g}" for name, value in values.items()),
                 "Losses and gradients are finite",
-                "Lower train.lr, or look for images, weights or noise levels that are not finite; "
-                "the last checkpoint is untouched",
+                "Lower train.lr, or look for images, weights or noise levels that are not finite",
             )
         return values
 
@@ -212,10 +256,7 @@ class Trainer:
         checkpoint = read_checkpoint(path)
         self._check_belongs(path, checkpoint.config)
         try:
-            for name, module in self.players.items():
-                module.load_state_dict(split(checkpoint.model, name))
-                load_flat_state(module, self._optimizers[name], split(checkpoint.optimizer, name))
-            self.ema.module.load_state_dict(dict(checkpoint.ema))
+            self._put_back(checkpoint)
         except (RuntimeError, KeyError, ValueError) as error:
             raise CheckpointError(
                 f"{path} does not fit the players {', '.join(self.players)} ({error})",
@@ -244,3 +285,7 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in content.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
