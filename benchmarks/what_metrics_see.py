@@ -23,10 +23,10 @@ from torch import Tensor
 
 from fewstep._files import output_dir, require, write_json
 from fewstep.data import ImageData, load_data, seeded, to_unit
-from fewstep.experiments.classifier import ClassifierConfig, accuracy, train_classifier
 from fewstep.experiments.demo import machine
 from fewstep.features import ClassifierFeatures, Features, load_features
 from fewstep.metrics import Moments, Polynomial, frechet_distance, kernel_mmd, prdc_values, round_to_8bit
+from fewstep.training.classifier import ClassifierConfig, accuracy, train_classifier
 
 REFERENCE, SAMPLE = 5000, 2500
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from fewstep import _files, models
 from fewstep.errors import CheckpointError, ConfigError, OutputError, UnknownName
-from fewstep.models import Model, ModelConfig, Part, bundled, load_model, save_model
+from fewstep.models import Chain, Model, ModelConfig, Part, bundled, load_model, save_model
 from fewstep.noise import SCHEDULES, LinearFlow
 
 CONFIG = ModelConfig(
@@ -54,6 +54,23 @@ def test_a_model_comes_back(tmp_path: Path) -> None:
     expected = denoised(Model(CONFIG.denoiser(body), CONFIG, ""))
     assert torch.equal(denoised(model), expected)
     assert not denoised(model).requires_grad
+
+
+def test_a_chain_comes_back(tmp_path: Path) -> None:
+    learned = {"1": {"tau": [], "weights": []}, "2": {"tau": [1 / 3], "weights": [[-0.1]]}}
+    for chain in (
+        Chain(),
+        Chain(Part("ipndm", {"order": 2}), Part("karras", {"kappa_max": 20.0}), (1, 3, 8), leaky=True),
+        Chain(steps=(1, 2), learned=learned),
+    ):
+        config = dataclasses.replace(CONFIG, chain=chain)
+        assert load_model(save_model(tmp_path, network(), config)).config == config
+    content = _files.read_json(save_model(tmp_path, network(), CONFIG) / "config.json")
+    assert content.pop("chain") is None
+    _files.write_json(tmp_path / "config.json", content)  # as models from before there were chains are
+    assert load_model(tmp_path).config == CONFIG
+    with pytest.raises(ConfigError, match="chain is null, or solver, spacing and steps"):
+        dataclasses.replace(CONFIG, chain="ddim")
 
 
 def test_half_weights_are_computed_in_float32(tmp_path: Path) -> None:
@@ -167,6 +184,13 @@ def _nested(folder: Path) -> None:
         (_edited(network={"name": "unet", "arguments": {"width": -8}}), "cannot be built.*width is a whole number"),
         (_edited(network={"name": "unet", "arguments": {"width": 10**30}}), "cannot be built"),
         (_edited(prediction={"name": "x0", "arguments": {"a": 1}}), "cannot be built"),
+        (_edited(chain={"steps": [2, 1]}), r"steps=\(2, 1\)"),
+        (_edited(chain={"step": [1, 2]}), "step"),
+        (_edited(chain={"solver": "ddim"}), "does not describe a fewstep model"),
+        (_edited(chain={"learned": {"1": {}}}), "Learned tables"),
+        (_edited(chain="ddim"), "does not describe a fewstep model"),
+        (_edited(chain=[1, 2, 4]), "does not describe a fewstep model"),
+        (_edited(chain=0), "chain is null, or"),
         (_nested, "is not JSON"),
     ],
 )

@@ -13,16 +13,16 @@ from pyarrow import parquet
 
 from fewstep.data import ImageData, digits
 from fewstep.errors import ConfigError, DataError, NonFiniteError
-from fewstep.experiments import classifier as training
 from fewstep.experiments import mnist_judge
-from fewstep.experiments.classifier import (
+from fewstep.metrics import load_judge
+from fewstep.training import classifier as training
+from fewstep.training.classifier import (
     ClassifierConfig,
     accuracy,
     classifier_steps,
     new_classifier,
     train_classifier,
 )
-from fewstep.metrics import load_judge
 
 QUICK = ClassifierConfig(width=8, dim=16, epochs=1, batch_size=50, max_shift=1, bf16=False)
 

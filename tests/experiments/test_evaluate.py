@@ -22,7 +22,6 @@ from fewstep.data import ImageData, digits, to_unit
 from fewstep.data.prompts import Prompt, PromptSet
 from fewstep.data.sources import folder_files
 from fewstep.errors import ConfigError, DataError, FewstepError, NonFiniteError, OutputError, ProtocolError, UnknownName
-from fewstep.experiments.classifier import ClassifierConfig, train_classifier
 from fewstep.experiments.evaluation.evaluate import Evaluation, Plan
 from fewstep.experiments.evaluation.generated import Generated, file_name
 from fewstep.experiments.evaluation.opened import match_images, open_subjects
@@ -42,6 +41,7 @@ from fewstep.metrics.grouping import random_rank
 from fewstep.metrics.npz import write_samples, write_statistics
 from fewstep.metrics.result import compare_results
 from fewstep.metrics.summary import FeatureSet
+from fewstep.training.classifier import ClassifierConfig, train_classifier
 
 SHAPE, N = (1, 8, 8), 130
 prepare_module = importlib.import_module("fewstep.experiments.evaluation.prepare")  # a function has its name

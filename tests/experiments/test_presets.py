@@ -19,6 +19,7 @@ _PARAMETERS = {
 
 
 def _data(name: str) -> Images:
+    name = name.removesuffix("-e2e")
     if name == "scenes":
         return Scenes()
     images = torch.zeros(2, *_IMAGES[name], dtype=torch.uint8)
@@ -30,7 +31,7 @@ def test_presets_build_networks_of_their_size(name: str) -> None:
     data = _data(name)
     config = model_config(PRESETS[name], data)
     network = config.body()
-    low, high = _PARAMETERS[name]
+    low, high = _PARAMETERS[name.removesuffix("-e2e")]
     assert low < sum(parameter.numel() for parameter in network.parameters()) < high
     assert (config.shape, config.n_classes) == (data.shape, len(data.classes))
     cond = data.batch(torch.tensor([0, 1])).cond

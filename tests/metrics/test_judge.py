@@ -137,7 +137,7 @@ def test_statistics_of_something_else_are_refused(judge, tmp_path):
 @needs_mnist
 def test_the_accuracy_is_what_the_card_says(judge, mnist):
     from fewstep.data import ImageData
-    from fewstep.experiments.classifier import accuracy
+    from fewstep.training.classifier import accuracy
 
     chosen = torch.arange(0, 10_000, 5)
     some = ImageData(mnist.images[chosen], mnist.labels[chosen], mnist.classes, "some of MNIST test")

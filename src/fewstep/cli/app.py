@@ -19,9 +19,23 @@ ModelOption = Annotated[str, typer.Option("--model", help="A bundled model (see 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for what is written; made if missing.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the first image; image k has seed + k.")]
 GuidanceOption = Annotated[float, typer.Option("--guidance", help="Classifier-free guidance; 1 is none.")]
-GridOption = Annotated[str, typer.Option("--grid", help="karras, uniform_lam or uniform_time.")]
+GridOption = Annotated[str, typer.Option("--grid", help="karras, uniform_lam, uniform_time or uniform_flow.")]
 KappaMaxOption = Annotated[float, typer.Option("--kappa-max", help="First noise level, noise per unit of data.")]
 KappaMinOption = Annotated[float, typer.Option("--kappa-min", help="Last noise level.")]
+
+# The same where a few-step model decides for itself: what is left out is the model's, or else the default named here.
+_OWN = "a few-step model's own, or else"
+SolverChoice = Annotated[str | None, typer.Option("--solver", help=f"See `fewstep solvers`; {_OWN} evodiff.")]
+NfeChoice = Annotated[int | None, typer.Option("--nfe", help=f"Calls of the network per image; {_OWN} 10.")]
+StepsChoice = Annotated[
+    int | None,
+    typer.Option("--steps", help="Steps of the grid, in place of --nfe; of a few-step model, a trained one."),
+]
+GridNameChoice = Annotated[
+    str, typer.Option("--grid", help=f"karras, uniform_lam, uniform_time or uniform_flow; {_OWN} karras.")
+]
+KappaMaxChoice = Annotated[float | None, typer.Option("--kappa-max", help=f"First noise level; {_OWN} 80.")]
+KappaMinChoice = Annotated[float | None, typer.Option("--kappa-min", help=f"Last noise level; {_OWN} 0.002.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.")]
 
 
@@ -45,8 +59,9 @@ def demo(out: OutOption = Path("demo")) -> None:
 @app.command()
 def sample(
     model: ModelOption = "mnist",
-    solver: Annotated[str, typer.Option(help="See `fewstep solvers`.")] = "evodiff",
-    nfe: Annotated[int, typer.Option(help="Calls of the network per image that may be made.")] = 10,
+    solver: SolverChoice = None,
+    nfe: NfeChoice = None,
+    steps: StepsChoice = None,
     n: Annotated[int, typer.Option("--n", help="Number of images.")] = 64,
     seed: SeedOption = 0,
     out: OutOption = Path("samples"),
@@ -55,9 +70,9 @@ def sample(
         list[str] | None, typer.Option(help="A caption, or a file with one per line; may be repeated.")
     ] = None,
     guidance: GuidanceOption = 1.0,
-    grid: GridOption = "karras",
-    kappa_max: KappaMaxOption = 80.0,
-    kappa_min: KappaMinOption = 0.002,
+    grid: GridNameChoice = "",
+    kappa_max: KappaMaxChoice = None,
+    kappa_min: KappaMinChoice = None,
     batch_size: Annotated[int, typer.Option(help="Images per call.")] = 64,
     device: DeviceOption = "auto",
 ) -> None:
@@ -66,8 +81,9 @@ def sample(
     from fewstep.cli.shell import lines, numbers
     from fewstep.experiments.runs import GridChoice, SamplePlan
 
-    chosen, said = GridChoice(grid, kappa_max, kappa_min), lines(captions or [], "--captions")
-    plan = SamplePlan(solver, nfe, n, seed, numbers(classes, "--classes"), guidance, chosen, batch_size, said)
+    chosen, said = GridChoice.given(grid, kappa_max, kappa_min), lines(captions or [], "--captions")
+    walk = numbers(classes, "--classes")
+    plan = SamplePlan(solver, nfe, n, seed, walk, guidance, chosen, batch_size, said, steps)
     run_sample(model, plan, out, device)
 
 
@@ -134,12 +150,13 @@ def evaluate(
     ] = None,
     seed: SeedOption = 0,
     seeds: Annotated[int, typer.Option(help="Seed sets, 1,000,000 apart; from 2 on, intervals are over them.")] = 1,
-    nfe: Annotated[int, typer.Option(help="Calls of the network per image that may be made.")] = 10,
-    solver: Annotated[str, typer.Option(help="See `fewstep solvers`; a pipeline keeps its own.")] = "evodiff",
+    nfe: NfeChoice = None,
+    steps: StepsChoice = None,
+    solver: SolverChoice = None,
     guidance: GuidanceOption = 1.0,
-    grid: GridOption = "karras",
-    kappa_max: KappaMaxOption = 80.0,
-    kappa_min: KappaMinOption = 0.002,
+    grid: GridNameChoice = "",
+    kappa_max: KappaMaxChoice = None,
+    kappa_min: KappaMinChoice = None,
     split: Annotated[str, typer.Option(help="Of parquet, hf and scenes.")] = "test",
     train: Annotated[str, typer.Option(help="Images that the model learned from; default: split train.")] = "",
     protocol: Annotated[str, typer.Option(help="coco30k: one image a prompt, FD and CLIP score.")] = "",
@@ -171,7 +188,7 @@ def evaluate(
 
     chosen = names(metrics) or protocol_metrics(protocol, prompts)
     plan = Plan(chosen, out, chunk, usable_device(device), allow_singular)
-    choice = GridChoice(grid, kappa_max, kappa_min)
+    choice = GridChoice.given(grid, kappa_max, kappa_min)
     request = Request(
         what=what,
         plan=plan,
@@ -190,6 +207,7 @@ def evaluate(
         size=size,
         skip_bad=skip_bad,
         prompts=prompts,
+        steps=steps,
     )
     run_evaluate(request, against, protocol)
 
@@ -200,14 +218,66 @@ def train(
     data: Annotated[
         str, typer.Option(help="digits, folder:PATH, parquet:PATH, hf:NAME, scenes; else the preset's.")
     ] = "",
-    preset: Annotated[str, typer.Option(help="Where to start: digits, mnist, cifar10 or scenes.")] = "digits",
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="Where to start: digits, mnist, cifar10 or scenes; with -e2e, whole chains. Default: digits."
+        ),
+    ] = "",
+    objective: Annotated[str, typer.Option(help="denoising (single steps) or e2e (chains of 1 to 8 steps).")] = "",
+    init: Annotated[str, typer.Option(help="With e2e: a bundled model or a model folder to start from.")] = "",
     out: OutOption = Path("run"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and exit.")] = False,
 ) -> None:
-    """Train a denoiser; an unfinished run in the output folder goes on from its last checkpoint."""
-    from fewstep.cli.commands import run_train
+    """Train a denoiser, or a few-step model end to end; an unfinished run in the output folder goes on."""
+    from fewstep.cli.train import run_train
+    from fewstep.experiments.presets import configured
 
-    run_train(overrides or [], data, preset, out, dry_run)
+    config = configured(preset, objective=objective, init=init, data=data, overrides=overrides or [])
+    run_train(config, out, dry_run)
+
+
+@app.command()
+def convert(
+    model: ModelOption = "mnist",
+    steps: Annotated[str, typer.Option(help="Numbers of steps of the new model, 1 to 8, comma-separated.")] = "2",
+    minutes: Annotated[float, typer.Option(help="For everything, planned on this machine.")] = 5.0,
+    data: Annotated[str, typer.Option(help="Images, as for train; without any, the model's own samples.")] = "",
+    solver: Annotated[str, typer.Option(help="Of the teacher; see `fewstep solvers`.")] = "evodiff",
+    nfe: Annotated[int, typer.Option(help="Calls that the teacher makes per image.")] = 10,
+    guidance: GuidanceOption = 1.0,
+    n: Annotated[int, typer.Option("--n", help="Images of each kind that are measured.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of noise, order and critic.")] = 0,
+    out: OutOption = Path("converted"),
+    device: DeviceOption = "auto",
+) -> None:
+    """Turn any denoiser into a few-step model, with images or without; goes on where it was stopped."""
+    from fewstep.cli.convert import run_convert
+    from fewstep.cli.shell import numbers
+    from fewstep.experiments.convert import ConvertPlan
+
+    plan = ConvertPlan(model, numbers(steps, "--steps"), minutes, data, solver, nfe, guidance, seed=seed)
+    run_convert(plan, out, n, device)
+
+
+@app.command()
+def ablate(
+    model: Annotated[
+        str, typer.Option("--model", help="Where every cell starts; a small one of the digits is trained if omitted.")
+    ] = "",
+    data: Annotated[str, typer.Option(help="Images, as for train.")] = "digits",
+    groups: Annotated[str, typer.Option(help="terms, steps, gradient, start, coupling, comma-separated; or all.")] = "",
+    steps: Annotated[int, typer.Option(help="Training steps of a cell.")] = 150,
+    n: Annotated[int, typer.Option("--n", help="Images that each number of steps is measured with.")] = 500,
+    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+    out: OutOption = Path("ablation"),
+) -> None:
+    """Show what each part of end-to-end training does; goes on with the cell it was stopped in."""
+    from fewstep.cli.ablate import run_ablate
+    from fewstep.cli.shell import names
+    from fewstep.experiments.ablate import AblatePlan
+
+    run_ablate(AblatePlan(model, data, names(groups), steps, n, seed), out)
 
 
 @app.command()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -15,21 +13,20 @@ from rich.markup import escape
 
 from fewstep._files import output_dir, write_json
 from fewstep.cli.shell import console, progress, say, table, ticking
-from fewstep.errors import choose
 from fewstep.experiments.compare import Cell, Comparison, Plan, judge_of
 from fewstep.experiments.demo import draw_comparison, machine, write_report
 from fewstep.experiments.digits import DigitsAct
 from fewstep.experiments.evaluation.processes import usable_device
 from fewstep.experiments.evaluation.quality import floor_note
 from fewstep.experiments.pictures import save_images, save_picture, tile
-from fewstep.experiments.presets import PRESETS
-from fewstep.experiments.runs import SamplePlan, captions_of, check_guidance, conditions, draw, make_grid, seeds_of
+from fewstep.experiments.runs import SamplePlan, captions_of, check_guidance, conditions, draw, seeds_of
+from fewstep.experiments.ways import way_of
 from fewstep.models import Model, bundled, load_model
 from fewstep.noise import EDM, UniformLam
 from fewstep.solvers import IPNDM, SOLVERS, Solver
-from fewstep.training import StepReport, checkpoints, override, train_steps
+from fewstep.training import checkpoints
 
-__all__ = ["run_compare", "run_demo", "run_sample", "run_train", "show_models", "show_solvers"]
+__all__ = ["run_compare", "run_demo", "run_sample", "show_models", "show_solvers"]
 
 
 # grid.png shows this many images at most; all of them are there one by one.
@@ -43,24 +40,24 @@ def _load(name: str, device: str) -> Model:
 def run_sample(name: str, plan: SamplePlan, out: Path, device: str) -> None:
     """Sample images into a folder."""
     model = _load(name, device)
-    rule = choose(plan.solver, SOLVERS, "solver")()
     seeds = seeds_of(plan.seed, plan.n)
     labels, captions = conditions(model, seeds, plan.classes), captions_of(model, seeds, plan.captions)
     cond = None if captions is None else model.cond_of_captions(captions)
-    grid = make_grid(model, rule, plan.grid, plan.nfe)
+    way = way_of(model, plan.solver, plan.nfe, plan.steps, plan.grid)
     check_guidance(model, plan.guidance)
     folder = output_dir(out)
 
     parts = []
     batches = range(0, plan.n, plan.batch_size)
-    with ticking(len(batches) * grid.steps, f"{plan.solver}, {len(batches)} batches of {grid.steps} steps") as tick:
+    steps = way.grid.steps
+    with ticking(len(batches) * steps, f"{way.solver}, {len(batches)} batches of {steps} steps") as tick:
         for first in batches:
             chosen = slice(first, first + plan.batch_size)
             some = None if labels is None else labels[chosen]
             drawn = draw(
                 model,
-                rule,
-                grid,
+                way.rule,
+                way.grid,
                 seeds[chosen],
                 labels=some,
                 cond=cond and {name: value[chosen] for name, value in cond.items()},
@@ -79,7 +76,9 @@ def run_sample(name: str, plan: SamplePlan, out: Path, device: str) -> None:
         "plan": asdict(plan),
         "classes": None if labels is None else labels.tolist(),
         "captions": captions,
-        "steps": grid.steps,
+        "solver": way.solver,
+        "grid": way.said,
+        "steps": steps,
         "nfe": parts[0].nfe,
         "network_evals": parts[0].network_evals,
         "seconds": sum(part.seconds for part in parts),
@@ -87,8 +86,9 @@ def run_sample(name: str, plan: SamplePlan, out: Path, device: str) -> None:
     }
     write_json(folder / "sample.json", facts)
     say(
-        f"{plan.n} images of {escape(model.config.name)} in {escape(str(folder))}: {plan.solver}, {grid.steps} steps, "
-        f"NFE {parts[0].nfe} (asked {plan.nfe}), network evaluations {parts[0].network_evals}, {facts['seconds']:.1f} s"
+        f"{plan.n} images of {escape(model.config.name)} in {escape(str(folder))}: {escape(way.solver)} on "
+        f"{escape(way.said)}, NFE {parts[0].nfe} (asked {way.nfe}), network evaluations {parts[0].network_evals}, "
+        f"{facts['seconds']:.1f} s"
     )
 
 
@@ -117,61 +117,36 @@ def run_demo(out: Path) -> None:
     seconds["solvers"] = time.perf_counter() - start
     _show(comparison)
 
-    console.print("[bold]Act two[/]: real digits, a network trained from nothing, sampled with few steps")
-    start = time.perf_counter()
-    # The act trains anew each time; a finished run in the folder would leave nothing to train.
-    for old in checkpoints(folder / "digits" / "checkpoints"):
-        shutil.rmtree(old)
-    act = DigitsAct(folder / "digits")
-    for _ in progress(act.train(), act.config.train.steps, "training on 1,797 digits"):
-        pass
-    seconds["training"] = time.perf_counter() - start
-    rows = list(progress(act.sample(), len(act.steps), "sampling digits"))
-    seconds["digits"] = time.perf_counter() - start
+    console.print("[bold]Act two[/]: real digits, a network trained from nothing, then end to end for one to four steps")
+    act = DigitsAct(folder)
+    seconds |= _train_digits(act)
+    rows = list(progress(act.sample(), len(act), "sampling digits"))
+    seconds["digits"] = time.perf_counter() - start - seconds["solvers"]
     table(
-        f"Digits trained for {seconds['training']:.0f} s: distance of pixels to real ones (floor {act.floor:.2f})",
-        ("steps", "Fréchet distance", "seconds"),
-        ((str(row.steps), f"{row.distance:.2f}", f"{row.seconds:.2f}") for row in rows),
+        f"Digits after {seconds['training']:.0f} s of ordinary training and {seconds['chains']:.0f} s end to end "
+        f"(distance of real halves {act.floor:.2f}; variety of real digits 1)",
+        ("training", "steps", "Fréchet distance", "variety"),
+        ((row.training, str(row.steps), f"{row.distance:.2f}", f"{row.rho:.2f}") for row in rows),
     )
     write_report(folder, comparison, act, seconds)
     say(f"Look at [bold]{escape(str(folder / 'report.html'))}[/] (also report.json and the pictures beside it)")
 
 
-def run_train(overrides: list[str], data: str, preset: str, out: Path, dry_run: bool) -> None:
-    """Train a model, or print what would be trained."""
-    config = choose(preset, PRESETS, "preset")
-    if data:
-        config = replace(config, data=data)
-    config = override(config, overrides)
-    if dry_run:
-        console.print_json(json.dumps(config.to_json()))
-        return
-    last = None
-    for report in progress(_noted(train_steps(config, out)), config.train.steps, f"training on {config.data}"):
-        last = report.report
-    if last is None:
-        say(f"{escape(str(out))} already holds a finished run; train.steps above {config.train.steps} goes on with it")
-    else:
-        say(f"Step {last.step}, {last.images} images: {_losses(last)}. Model in {escape(str(out))}")
-
-
-@dataclass(frozen=True)
-class _Noted:
-    """A report with the line that stands beside the progress bar."""
-
-    report: StepReport
-
-    @property
-    def note(self) -> str:
-        return _losses(self.report)
-
-
-def _noted(reports: Iterator[StepReport]) -> Iterator[_Noted]:
-    return (_Noted(report) for report in reports)
-
-
-def _losses(report: StepReport) -> str:
-    return ", ".join(f"{name.split('/')[-1]} {value:.4f}" for name, value in report.losses.items())
+def _train_digits(act: DigitsAct) -> dict[str, float]:
+    """Train both models anew, as finished runs in the folder would leave nothing to train; wall time of each."""
+    seconds = {}
+    for name, train, folder, run in (
+        ("training", act.train, act.before, act.config),
+        ("chains", act.train_chains, act.after, act.chains),
+    ):
+        start = time.perf_counter()
+        for old in checkpoints(folder / "checkpoints"):
+            shutil.rmtree(old)
+        said = "training on 1,797 digits" if name == "training" else "training whole chains"
+        for _ in progress(train(), run.train.steps, said):
+            pass
+        seconds[name] = time.perf_counter() - start
+    return seconds
 
 
 def _run(comparison: Comparison) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +16,21 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fewstep.errors import ConfigError, FewstepError, choose
+from fewstep.errors import CollapseWarning, ConfigError, FewstepError, choose
 
-__all__ = ["console", "lines", "names", "numbers", "progress", "protocol_metrics", "run", "say", "table", "ticking"]
+__all__ = [
+    "console",
+    "lines",
+    "loud",
+    "names",
+    "numbers",
+    "progress",
+    "protocol_metrics",
+    "run",
+    "say",
+    "table",
+    "ticking",
+]
 
 T = TypeVar("T")
 console = Console()
@@ -40,10 +53,23 @@ def run(app: typer.Typer) -> None:
     except SystemExit as stop:
         if stop.code == 130:  # what typer makes of Ctrl-C, without a word
             _errors.print(
-                "Interrupted. What was finished is on disk; `fewstep train` goes on from the last checkpoint, "
-                "`fewstep evaluate` from the last image."
+                "Interrupted. What was finished is on disk; `fewstep train` goes on from the last checkpoint, as do "
+                "`fewstep convert` and `fewstep ablate`, `fewstep evaluate` from the last image."
             )
         raise
+
+
+@contextmanager
+def loud() -> Iterator[None]:
+    """Show a warning about what is trained as a paragraph, every time; other warnings go their usual way."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", CollapseWarning)
+        yield
+    for warning in caught:
+        if issubclass(warning.category, CollapseWarning):
+            _errors.print(f"[bold yellow]Warning[/] {escape(str(warning.message))}", soft_wrap=True)
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def say(text: str) -> None:

@@ -27,11 +27,11 @@ from torch import Tensor
 from fewstep._files import write_atomic, write_folder_atomic
 from fewstep.data import ImageData, parquet, to_unit
 from fewstep.errors import DataError
-from fewstep.experiments.classifier import ClassifierConfig, accuracy, classifier_steps, new_classifier
 from fewstep.features import ClassifierFeatures
 from fewstep.metrics import FeatureSet, Judge, Moments, frechet_distance, image_moments, load_judge, save_judge
 from fewstep.metrics.reference_set import content_hash
 from fewstep.networks.classifier import SmallClassifier
+from fewstep.training.classifier import ClassifierConfig, accuracy, classifier_steps, new_classifier
 
 __all__ = ["keep_rows", "main", "make_judge", "measure"]
 

@@ -18,7 +18,7 @@ from fewstep.data import Scenes
 from fewstep.denoisers import Cond
 from fewstep.errors import ConfigError, choose
 from fewstep.models import Model
-from fewstep.noise import SPACINGS, Grid, Karras, Schedule, Spacing, UniformLam, UniformTime
+from fewstep.noise import SPACINGS, Grid, Karras, Schedule, Spacing, UniformFlow, UniformLam, UniformTime
 from fewstep.sampling import grid_for, sample, start_noise
 from fewstep.solvers import SOLVERS, Solver
 
@@ -51,15 +51,27 @@ class GridChoice:
     kappa_max: float = 80.0
     kappa_min: float = 0.002
 
+    @classmethod
+    def given(
+        cls, spacing: str = "", kappa_max: float | None = None, kappa_min: float | None = None
+    ) -> GridChoice | None:
+        """What a user gave, completed by the defaults; None if nothing was given."""
+        if not spacing and kappa_max is None and kappa_min is None:
+            return None
+        noisiest = cls.kappa_max if kappa_max is None else kappa_max
+        return cls(spacing or cls.spacing, noisiest, cls.kappa_min if kappa_min is None else kappa_min)
+
     def describe(self, steps: int) -> str:
         """Say in a protocol what the grid is."""
+        if self.spacing == "uniform_flow":
+            return f"{self.spacing}, {steps} steps"
         return f"{self.spacing}, kappa {self.kappa_max:g} to {self.kappa_min:g}, {steps} steps"
 
     def rule(self, schedule: Schedule) -> Spacing:
-        """Spacing with this range on a schedule; uniform_time keeps the schedule's own range."""
+        """Spacing with this range on a schedule; uniform_time and uniform_flow have ranges of their own."""
         spacing = choose(self.spacing, SPACINGS, "grid")
-        if spacing is UniformTime:
-            return UniformTime()
+        if spacing is UniformTime or spacing is UniformFlow:
+            return spacing()
         if not 0 < self.kappa_min < self.kappa_max:
             raise ConfigError(
                 f"A grid from kappa {self.kappa_max:g} to {self.kappa_min:g}",
@@ -169,7 +181,7 @@ class SamplePlan:
     """What to sample.
 
     Args:
-        solver: a name in SOLVERS.
+        solver: a name in SOLVERS; None leaves it to the model, as the three below do: see ways.py.
         nfe: calls that may be made.
         n: number of images.
         seed: of the first image.
@@ -178,17 +190,19 @@ class SamplePlan:
         grid: levels.
         batch_size: images per call.
         captions: captions to walk through; see :func:`captions_of`.
+        steps: steps of the grid.
     """
 
-    solver: str
-    nfe: int
+    solver: str | None
+    nfe: int | None
     n: int
     seed: int = 0
     classes: tuple[int, ...] = ()
     guidance: float = 1.0
-    grid: GridChoice = GridChoice()
+    grid: GridChoice | None = None
     batch_size: int = 64
     captions: tuple[str, ...] = ()
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         check_batch(self.batch_size)

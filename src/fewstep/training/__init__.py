@@ -2,13 +2,16 @@
 
 from fewstep.training.checkpoint import Checkpoint, checkpoints, latest, read_checkpoint, write_checkpoint
 from fewstep.training.config import DiffusionConfig, RunConfig, TrainConfig, override
+from fewstep.training.describe import model_config
+from fewstep.training.e2e_config import E2EConfig
 from fewstep.training.ema import Ema
-from fewstep.training.run import build, model_config, train_model, train_steps
+from fewstep.training.run import build, train_model, train_steps
 from fewstep.training.trainer import StepReport, Trainer
 
 __all__ = [
     "Checkpoint",
     "DiffusionConfig",
+    "E2EConfig",
     "Ema",
     "RunConfig",
     "StepReport",

@@ -10,55 +10,21 @@ import torch
 
 from fewstep._files import output_dir
 from fewstep.data import Images, load_data
-from fewstep.errors import ConfigError
 from fewstep.losses import WEIGHTS
-from fewstep.models import Model, ModelConfig, Part, load_model, save_model
+from fewstep.models import Model, ModelConfig, load_model, save_model
 from fewstep.noise import DRAWS
-from fewstep.objectives import GENERATOR, Denoising
+from fewstep.objectives import CRITIC, GENERATOR, Denoising
 from fewstep.training.config import RunConfig
+from fewstep.training.describe import model_config
+from fewstep.training.e2e_run import Parts, end_to_end, finished
+from fewstep.training.log import Log
 from fewstep.training.trainer import StepReport, Trainer
 
-__all__ = ["build", "model_config", "train_model", "train_steps"]
-
-
-def model_config(config: RunConfig, data: Images) -> ModelConfig:
-    """Describe the model that a run makes: the run's own parts, and what follows from the data.
-
-    Args:
-        config: the run.
-        data: its images.
-
-    Returns:
-        The description; the network's channels, classes and captions are those of the data.
-
-    Raises:
-        ConfigError: if the network is given other channels, classes or captions than the data has.
-    """
-    recipe, told = config.to_json(), config.diffusion.conditional
-    described = ModelConfig(
-        name=config.name or data.name,
-        network=config.network,
-        prediction=config.diffusion.prediction,
-        schedule=config.diffusion.schedule,
-        shape=data.shape,
-        label=config.diffusion.label,
-        classes=data.classes if told else (),
-        facts={"data": data.name, "images": len(data), "diffusion": recipe["diffusion"], "train": recipe["train"]},
-        captions=data.vocabulary if told else None,
-    )
-    follows = {"channels": data.shape[0], **described.conditions}
-    for name, value in follows.items():
-        if config.network.arguments.get(name, value) != value:
-            raise ConfigError(
-                f"network.{name}={config.network.arguments[name]!r} for the data set {data.name!r}",
-                f"This follows from the data and diffusion.conditional: {name}={value}",
-                f"Leave network.{name} out",
-            )
-    return replace(described, network=Part(config.network.name, {**config.network.arguments, **follows}))
+__all__ = ["build", "train_model", "train_steps"]
 
 
 def build(config: RunConfig, data: Images, folder: str | Path) -> Trainer:
-    """Make the trainer of a run of ordinary denoising, resumed if the folder holds its checkpoint.
+    """Make the trainer of a run, resumed if the folder holds its checkpoint.
 
     Args:
         config: the run.
@@ -73,6 +39,18 @@ def build(config: RunConfig, data: Images, folder: str | Path) -> Trainer:
         CheckpointError: if the folder holds a checkpoint of another run.
     """
     described = model_config(config, data)
+    make = _denoising if config.objective == "denoising" else end_to_end
+    objective, players = make(config, data, described, folder)
+    # The images and the weights of the start must agree on resuming, not the places they came from.
+    seen = {"name": data.name, "images": len(data), "shape": list(data.shape)}
+    same = {**config.to_json(), "data": seen, "start": described.facts.get("init")}
+    # Presets say how a critic learns; a run whose adversarial term is off has none.
+    idle = {CRITIC} - set(players) if config.objective == "e2e" else set()
+    train = replace(config.train, players={name: own for name, own in config.train.players.items() if name not in idle})
+    return Trainer(train, objective, players, data, Path(folder) / "checkpoints", same)
+
+
+def _denoising(config: RunConfig, data: Images, described: ModelConfig, folder: str | Path) -> Parts:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         network = described.body()
@@ -83,10 +61,7 @@ def build(config: RunConfig, data: Images, folder: str | Path) -> Trainer:
         described.null,
         config.diffusion.class_dropout,
     )
-    # The images themselves must agree on resuming, not the place they came from.
-    seen = {"name": data.name, "images": len(data), "shape": list(data.shape)}
-    place, players = Path(folder) / "checkpoints", {GENERATOR: network}
-    return Trainer(config.train, objective, players, data, place, {**config.to_json(), "data": seen})
+    return Parts(objective, {GENERATOR: network})
 
 
 def train_steps(config: RunConfig, folder: str | Path, *, data: Images | None = None) -> Iterator[StepReport]:
@@ -132,11 +107,14 @@ def train_model(config: RunConfig, folder: str | Path, *, data: Images | None = 
 
 
 def _run(trainer: Trainer, described: ModelConfig, folder: str | Path) -> Iterator[StepReport]:
-    saved = False
+    saved, log = False, Log(folder, trainer.step)
     for report in trainer.steps():
+        log.note(report)
         saved = trainer.at_checkpoint
         if saved:
             _save(folder, trainer, described)
+            if trainer.is_main:
+                log.write()
         yield report
     if not saved:  # a run that was complete already, but perhaps killed before its model was written
         _save(folder, trainer, described)
@@ -146,5 +124,6 @@ def _save(folder: str | Path, trainer: Trainer, described: ModelConfig) -> None:
     """Write the moving average as a model folder, from the main process; the others wait, for they may load it."""
     if trainer.is_main:
         facts = {**described.facts, "steps": trainer.step, "seconds": round(trainer.seconds)}
-        save_model(folder, trainer.ema.module, replace(described, facts=facts))
+        network, described = finished(trainer.ema.module, described)
+        save_model(folder, network, replace(described, facts=facts))
     trainer.wait()

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
 
-from fewstep.errors import ShapeError, choose
+from fewstep.errors import ShapeError
 from fewstep.experiments.runs import (
     Drawn,
     GridChoice,
@@ -20,10 +20,9 @@ from fewstep.experiments.runs import (
     check_guidance,
     conditions,
     draw,
-    make_grid,
 )
+from fewstep.experiments.ways import way_of
 from fewstep.models import Model
-from fewstep.solvers import SOLVERS
 
 __all__ = ["Asked", "Generator", "ModelGenerator", "check_asked"]
 
@@ -61,34 +60,34 @@ class ModelGenerator:
 
     Args:
         model: what to sample.
-        solver: a name in SOLVERS.
+        solver: a name in SOLVERS; what is None here and below is chosen by :func:`~fewstep.experiments.ways.way_of`.
         nfe: calls that may be made per image.
         grid: levels.
         guidance: scale; 1 is none.
         batch_size: images per call.
+        steps: steps of the grid, in place of `nfe`.
 
     Raises:
         UnknownName: if there is no such solver or grid.
         GridError: if the solver cannot run on the grid.
         BudgetError: if it needs more calls.
-        ConfigError: if the model cannot be guided so, or the batches are empty.
+        ConfigError: if the model cannot be guided so or has no chain of such steps, or the batches are empty.
     """
 
     def __init__(
         self,
         model: Model,
-        solver: str,
-        nfe: int,
+        solver: str | None = None,
+        nfe: int | None = None,
         grid: GridChoice | None = None,
         guidance: float = 1.0,
         batch_size: int = 64,
+        steps: int | None = None,
     ) -> None:
         check_batch(batch_size)
         check_guidance(model, guidance)
-        self.model, self.solver, self.nfe, self.choice = model, solver, nfe, grid or GridChoice()
-        self.guidance, self.batch_size = guidance, batch_size
-        self._rule = choose(solver, SOLVERS, "solver")()
-        self.grid = make_grid(model, self._rule, self.choice, nfe)
+        self.model, self.guidance, self.batch_size = model, guidance, batch_size
+        self.way = way_of(model, solver, nfe, steps, grid)
 
     def __call__(self, seeds: Sequence[int], asked: Asked = None) -> Drawn:
         """Make one image per seed.
@@ -110,8 +109,8 @@ class ModelGenerator:
         labels, captions = self._conditions(seeds, asked)
         return draw(
             self.model,
-            self._rule,
-            self.grid,
+            self.way.rule,
+            self.way.grid,
             seeds,
             labels=labels,
             cond=None if captions is None else self.model.cond_of_captions(captions),
@@ -134,9 +133,9 @@ class ModelGenerator:
             "kind": "fewstep model",
             "model": self.model.config.name,
             "model_hash": self.model.fingerprint,
-            "solver": self.solver,
-            "grid": self.choice.describe(self.grid.steps),
-            "nfe": self.nfe,
+            "solver": self.way.solver,
+            "grid": self.way.said,
+            "nfe": self.way.nfe,
             "guidance": self.guidance,
         }
 

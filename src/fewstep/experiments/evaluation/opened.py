@@ -19,6 +19,7 @@ from fewstep.experiments.evaluation.places import SPLIT, THERE, load_images, wit
 from fewstep.experiments.evaluation.request import MODEL_IMAGES, SEED_STRIDE, Request
 from fewstep.experiments.evaluation.subjects import ArraySubject, FolderSubject, Subject
 from fewstep.experiments.runs import captions_of, conditions, said_of, seeds_of
+from fewstep.experiments.ways import NFE, check_budget
 from fewstep.metrics.grouping import random_rank
 from fewstep.models import Model, load_model
 
@@ -77,7 +78,7 @@ def _sets(subjects: Iterable[Generated]) -> tuple[Subject, ...]:
 def _model(request: Request, prompts: PromptSet | None) -> Opened:
     model = load_model(request.what, request.plan.device)
     makes = ModelGenerator(
-        model, request.solver, request.nfe, request.grid, request.guidance, batch_size=request.batch_size
+        model, request.solver, request.nfe, request.grid, request.guidance, request.batch_size, request.steps
     )
     made = [
         _in_turn(request, model, makes, number) if prompts is None else _prompted(request, makes, prompts, number)
@@ -135,8 +136,10 @@ def _count(request: Request, there: int) -> int:
 def _pipeline(request: Request, place: str) -> Generator:
     from fewstep.experiments.evaluation.pipelines import PipelineGenerator  # diffusers comes with an extra
 
+    check_budget(request.nfe, request.steps)
+    steps = next((count for count in (request.steps, request.nfe) if count is not None), NFE)
     device, batch = request.plan.device, request.batch_size
-    return PipelineGenerator(place, request.nfe, request.guidance, request.size, device, batch_size=batch)
+    return PipelineGenerator(place, steps, request.guidance, request.size, device, batch_size=batch)
 
 
 def _there(request: Request, source: str, prompts: PromptSet | None) -> Opened:

@@ -9,7 +9,6 @@ from torch import nn
 
 from fewstep._files import output_dir
 from fewstep.errors import ConfigError, DataError
-from fewstep.experiments.classifier import ClassifierConfig, train_classifier
 from fewstep.experiments.evaluation.evaluate import Evaluation
 from fewstep.experiments.evaluation.generators import Generator
 from fewstep.experiments.evaluation.measured import METRICS
@@ -21,6 +20,7 @@ from fewstep.experiments.evaluation.request import Request
 from fewstep.features import FEATURES, ClassifierFeatures, Features, load_classifier, load_features, save_classifier
 from fewstep.metrics.judge import load_judge
 from fewstep.metrics.reference_set import cache_folder, content_hash
+from fewstep.training.classifier import ClassifierConfig, train_classifier
 
 __all__ = ["prepare"]
 

@@ -30,14 +30,15 @@ class Request:
         n: images; None for 5,000 of a model, and for all that there are of anything else.
         seed: of the first image.
         sets: number of seed sets; their first seeds are 1,000,000 apart.
-        solver: a name in SOLVERS; a pipeline keeps its own scheduler.
-        nfe: calls per image; steps of a pipeline's scheduler.
+        solver: a name in SOLVERS, None for the model's own way; a pipeline keeps its own scheduler.
+        nfe: calls per image; steps of a pipeline's scheduler; None leaves it to the model.
         guidance: scale; 1 is none.
-        grid: levels.
+        grid: levels; None leaves them to the model.
         batch_size: images per call of the generator.
         size: crop and resize pictures to size x size; for a pipeline, its image size.
         skip_bad: count and name pictures that cannot be read instead of stopping.
         prompts: a prompt file, one image a prompt.
+        steps: steps of the grid, in place of `nfe`; of a few-step model, one of the trained numbers.
     """
 
     what: str
@@ -49,14 +50,15 @@ class Request:
     n: int | None = None
     seed: int = 0
     sets: int = 1
-    solver: str = "evodiff"
-    nfe: int = 10
+    solver: str | None = None
+    nfe: int | None = None
     guidance: float = 1.0
-    grid: GridChoice = GridChoice()
+    grid: GridChoice | None = None
     batch_size: int = 64
     size: int | None = None
     skip_bad: bool = False
     prompts: Path | None = None
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.sets < 1 or (self.sets > 1 and (self.n or MODEL_IMAGES) > SEED_STRIDE):

@@ -1,0 +1,58 @@
+"""What `fewstep convert` does once it is parsed: plan, make pairs, train, then show before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from fewstep._files import write_json
+from fewstep.cli.shell import console, loud, progress, say, table
+from fewstep.cli.train import noted
+from fewstep.experiments.convert import Conversion, ConvertPlan
+from fewstep.experiments.demo import machine
+from fewstep.experiments.evaluation.processes import usable_device
+from fewstep.experiments.few_steps import Row
+from fewstep.experiments.pictures import contact_sheet
+
+__all__ = ["run_convert", "show_rows"]
+
+_SHOW = 10  # images of each kind in the picture
+
+
+def run_convert(plan: ConvertPlan, out: Path, n: int, device: str) -> None:
+    """Convert a model into a folder, and measure what came out with n images."""
+    with console.status("planning"), loud():
+        work = Conversion(plan, out, usable_device(device))
+    size = work.size
+    say(f"Planned for {plan.minutes:g} minutes: {size.pairs:,} pairs, {size.train_steps:,} training steps")
+    for _ in progress(work.make_pairs(), work.parts, f"sampling the teacher, {plan.nfe} calls"):
+        pass
+    with loud():
+        steps = work.train()
+    for _ in progress(noted(steps), size.train_steps, "training the chain"):
+        pass
+    yardstick = work.yardstick(n)
+    rows = list(progress(work.measure(yardstick, n), 2 * len(plan.steps) + 1, f"measuring with {n} images"))
+    report = {"plan": asdict(plan), "size": asdict(size), "measure": yardstick.describe(n)}
+    found: list[dict[str, Any]] = [asdict(row) for row in rows]
+    write_json(out / "convert.json", {**report, "rows": found, "machine": machine(work.model.device)})
+    images = {f"{name}, {steps} step{'s' * (steps > 1)}": [of[:_SHOW]] for (name, steps), of in work.pictures.items()}
+    contact_sheet(out / "convert.png", images, [work.model.config.name], wide=_SHOW)
+    show_rows(f"{work.model.config.name}, {n} images", rows)
+    say(f"[dim]{escape(yardstick.describe(n))}. This is not FID.[/]")
+    say(f"Few-step model in {escape(str(out))}, with convert.json and convert.png")
+
+
+def show_rows(title: str, rows: Sequence[Row]) -> None:
+    """Print what was measured at few steps."""
+    columns = ("samples", "steps", "NFE", "distance", "rho", "contrast", "seconds")
+    table(title, columns, [[row.name, str(row.steps), str(row.nfe), *_numbers(row)] for row in rows])
+
+
+def _numbers(row: Row) -> list[str]:
+    rho = "-" if row.rho is None else f"{row.rho:.3f}"
+    return [f"{row.distance:.3f}", rho, f"{row.contrast:.3f}", f"{row.seconds:.1f}"]

@@ -1,0 +1,110 @@
+"""How good a model is at few steps: the same numbers of any way to sample it, for tables of before and after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fewstep.data import Batch
+from fewstep.experiments.runs import captions_of, conditions, draw
+from fewstep.features import RandomConv
+from fewstep.metrics import Judge, frechet_distance, image_moments
+from fewstep.models import Chain, Model
+from fewstep.objectives import spread_of
+from fewstep.sampling import Chained, resolve
+
+__all__ = ["Row", "Yardstick", "chain_of", "sampled", "told"]
+
+_UNSEEN = 20_241_230  # seed of random filters that no training uses
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one set of samples.
+
+    Attributes:
+        name: what made them.
+        steps: of the chain, or of the solver.
+        nfe: calls of the denoiser per sample, counted.
+        distance: Fréchet distance to the reference, see :meth:`Yardstick.describe`.
+        rho: variance of the pixels within conditions over that of the reference; None where no condition has ten
+            images.
+        contrast: standard deviation of all pixels over that of the reference.
+        seconds: of sampling.
+    """
+
+    name: str
+    steps: int
+    nfe: int
+    distance: float
+    rho: float | None
+    contrast: float
+    seconds: float
+
+
+class Yardstick:
+    """Holds samples against a reference in features that training never saw.
+
+    Args:
+        reference: images (n, c, h, w) in [-1, 1] with their conditions, as the model is told them.
+        said: what they are, for reports.
+        judge: features and reference of distances; None takes random filters of a seed of its own, and `reference`.
+    """
+
+    def __init__(self, reference: Batch, said: str, judge: Judge | None = None) -> None:
+        self.reference, self.said, self.judge = reference, said, judge
+        self._features = RandomConv(reference.x0.shape[1], seed=_UNSEEN)
+        self._moments = image_moments(self._features, reference.x0)
+        self._spread = spread_of(reference)
+
+    def describe(self, n: int) -> str:
+        """Say what a distance of n images is."""
+        other = f"Fréchet distance in {self._features.name} between {n} images and {self.said}"
+        return self.judge.describe(n) if self.judge else other
+
+    def distance(self, images: Tensor) -> float:
+        """Measure the distance of images (n, c, h, w) to the reference."""
+        if self.judge:
+            return self.judge.distance(images)
+        return frechet_distance(image_moments(self._features, images), self._moments)
+
+    def row(self, name: str, steps: int, made: Batch, nfe: int, seconds: float) -> Row:
+        """Measure samples and their conditions."""
+        own = spread_of(made)
+        rho = own / self._spread if own is not None and self._spread else None
+        contrast = float(made.x0.std() / self.reference.x0.std())
+        return Row(name, steps, nfe, self.distance(made.x0), rho, contrast, seconds)
+
+
+def sampled(model: Model, way: Chained, seeds: range, name: str, yardstick: Yardstick) -> tuple[Row, Tensor]:
+    """Sample a model and measure what comes out.
+
+    Args:
+        model: what is sampled.
+        way: solver and grid.
+        seeds: one per image; they also choose classes or captions, in turn.
+        name: of the row.
+        yardstick: measures.
+
+    Returns:
+        The row, and the images (n, c, h, w).
+    """
+    cond = told(model, seeds)
+    drawn = draw(model, way.solver, way.grid, seeds, cond=cond)
+    made = Batch(drawn.images, cond and {name: value.cpu() for name, value in cond.items()})
+    return yardstick.row(name, way.grid.steps, made, drawn.nfe, drawn.seconds), drawn.images
+
+
+def chain_of(model: Model, steps: int) -> Chained:
+    """Give a model's chain at a number of steps; DDIM on the grid of chains if it was not trained for them."""
+    own = model.config.chain
+    return resolve(own if own and steps in own.steps else Chain(steps=(steps,)), model.denoiser.schedule, steps)
+
+
+def told(model: Model, seeds: range) -> dict[str, Tensor] | None:
+    """Say what images of some seeds show if nobody chooses: classes or captions in turn; None if there is nothing."""
+    labels, captions = conditions(model, seeds), captions_of(model, seeds)
+    if captions is not None:
+        return model.cond_of_captions(captions)
+    return None if labels is None else {"label": labels}

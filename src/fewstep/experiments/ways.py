@@ -1,0 +1,105 @@
+"""How a model is sampled: through the chain that it was trained for, or by a solver on a grid that somebody chose.
+
+This is the one place that decides. A model with a chain is sampled through it unless a solver, a number of calls or a
+grid is asked for: then it is sampled in the ordinary way, as every other model is.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from fewstep._chain import Chain
+from fewstep._part import Part
+from fewstep.errors import ConfigError, choose
+from fewstep.experiments.runs import GridChoice, make_grid
+from fewstep.models import Model
+from fewstep.noise import Grid
+from fewstep.sampling import resolve
+from fewstep.solvers import SOLVERS, Solver
+
+__all__ = ["NFE", "SOLVER", "Way", "check_budget", "way_of"]
+
+SOLVER, NFE = "evodiff", 10  # of the ordinary way, if nobody chooses
+
+
+class Way(NamedTuple):
+    """How a model is sampled.
+
+    Attributes:
+        rule: the solver.
+        grid: the levels.
+        solver: the solver in words.
+        said: the grid in words; says whether it is a chain's, and whether that one reads data.
+        nfe: calls that may be made per image.
+    """
+
+    rule: Solver
+    grid: Grid
+    solver: str
+    said: str
+    nfe: int
+
+
+def check_budget(nfe: int | None, steps: int | None) -> None:
+    """Refuse two budgets at once."""
+    if nfe is not None and steps is not None:
+        raise ConfigError(
+            f"nfe={nfe} and steps={steps}", "One of them: calls that may be made, or steps of the grid", "Leave one out"
+        )
+
+
+def way_of(
+    model: Model,
+    solver: str | None = None,
+    nfe: int | None = None,
+    steps: int | None = None,
+    grid: GridChoice | None = None,
+) -> Way:
+    """Decide how a model is sampled; refuses what cannot be run before anything is sampled.
+
+    Args:
+        model: what to sample.
+        solver: a name in SOLVERS; None for that of the chain, or evodiff.
+        nfe: calls that may be made per image; None for what the steps need, or 10.
+        steps: steps of the grid; of a chain, one of the trained numbers. None for the chain's largest.
+        grid: levels; None for those of the chain, or those of GridChoice().
+
+    Returns:
+        Solver, grid, and what is said of them.
+
+    Raises:
+        UnknownName: if there is no such solver or grid.
+        GridError: if the solver cannot run on the grid, or there are no steps.
+        BudgetError: if the solver needs more calls.
+        ConfigError: if both budgets are given, or the chain was not trained for these steps.
+    """
+    check_budget(nfe, steps)
+    if model.config.chain is not None and (solver, nfe, grid) == (None, None, None):
+        return _chained(model, model.config.chain, steps)
+    name, choice = solver or SOLVER, grid or GridChoice()
+    rule = choose(name, SOLVERS, "solver")()
+    if steps is None:
+        levels = make_grid(model, rule, choice, nfe := NFE if nfe is None else nfe)
+        return Way(rule, levels, name, choice.describe(levels.steps), nfe)
+    schedule = model.denoiser.schedule
+    levels = choice.rule(schedule)(schedule, steps)
+    return _checked(model, Way(rule, levels, name, choice.describe(steps), 0))
+
+
+def _chained(model: Model, chain: Chain, steps: int | None) -> Way:
+    rule, grid = resolve(chain, model.denoiser.schedule, steps)
+    kind = "chain; leaky start: reads data" if chain.leaky else "chain"
+    solver, levels = ("learned", "learned") if chain.learned else (_said(chain.solver), _said(chain.spacing))
+    return _checked(model, Way(rule, grid, solver, f"{levels}, {grid.steps} steps ({kind})", 0))
+
+
+def _checked(model: Model, way: Way) -> Way:
+    """Let the solver refuse the grid, and count what it needs."""
+    way.rule.init(torch.zeros(1, *model.shape), way.grid)
+    return way._replace(nfe=way.rule.nfe(way.grid))
+
+
+def _said(part: Part) -> str:
+    return " ".join([part.name, *(f"{name}={value}" for name, value in part.arguments.items())])

@@ -1,0 +1,173 @@
+"""What the parts of an end-to-end run are made of: data, models to start and to learn from, features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fewstep._files import write_folder_atomic
+from fewstep.data import ImageData, Images
+from fewstep.denoisers import Cond
+from fewstep.errors import ConfigError, choose
+from fewstep.features import (
+    ClassifierFeatures,
+    ClassifierMaps,
+    Features,
+    Maps,
+    NetworkMaps,
+    PixelMaps,
+    RandomMaps,
+    VectorMaps,
+    load_classifier,
+    load_features,
+    save_classifier,
+)
+from fewstep.features.squeezenet import read_squeezenet
+from fewstep.losses import DenoiserMaps
+from fewstep.models import Model, ModelConfig, load_model
+from fewstep.training.classifier import ClassifierConfig, train_classifier
+
+__all__ = ["MAPS", "Materials", "joined"]
+
+_PLACED = ("classifier", "squeezenet")  # maps that may name a folder or file
+_SEEN = 120_000  # images that the classifier on the spot sees, epochs included, up to 10 of them
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What a run's parts are made of; what costs something is made when it is first asked for, and once.
+
+    Args:
+        described: the model in training.
+        data: the images.
+        folder: of the run; keeps what was made.
+        device: where the run computes.
+        init: name of the model it starts from; empty from scratch.
+        teacher_name: name of the model that couplings learn from; empty takes `init`.
+    """
+
+    described: ModelConfig
+    data: Images
+    folder: Path
+    device: torch.device
+    init: str = ""
+    teacher_name: str = ""
+
+    @cached_property
+    def start(self) -> Model:
+        """The model that the run starts from, as it was; ConfigError from scratch."""
+        if not self.init:
+            raise ConfigError(
+                "The model that a run starts from, in a run from scratch",
+                "The maps 'self' and couplings without e2e.teacher are made of it",
+                "Add e2e.init=FOLDER, or choose other features and couplings",
+            )
+        return load_model(self.init, self.device)
+
+    @cached_property
+    def teacher(self) -> Model:
+        """The model that couplings learn from; ConfigError if there is none."""
+        return load_model(self.teacher_name, self.device) if self.teacher_name else self.start
+
+    @cached_property
+    def classifier(self) -> ClassifierFeatures:
+        """A classifier of the training images, from the run's folder if it has been trained; never a judge."""
+        folder = self.folder / "classifier"
+        if not folder.exists():
+            self._train_classifier(folder)
+        return load_classifier(folder)[0].to(self.device)
+
+    def _train_classifier(self, folder: Path) -> None:
+        if not isinstance(self.data, ImageData) or self.data.labels is None:
+            raise ConfigError(
+                f"Features of a classifier for {self.data.name!r}",
+                "It is trained on the spot, on images with classes",
+                "Choose among pixels, random, self and classifier:FOLDER",
+            )
+        n = len(self.data)
+        epochs, batch = min(10, math.ceil(_SEEN / n)), min(128, n)
+        config = ClassifierConfig(width=24, dim=48, epochs=epochs, batch_size=batch, seed=7)
+        network = train_classifier(self.data, config)
+        features = ClassifierFeatures(network, "on-the-spot", self.data.shape[1:])
+        with write_folder_atomic(folder) as temporary:
+            save_classifier(temporary, features, {"data": self.data.name, "images": len(self.data)})
+
+    def maps(self, words: str) -> tuple[Maps, ...]:
+        """Make maps of images.
+
+        Args:
+            words: names in MAPS, with commas; "classifier:FOLDER" and "squeezenet:FILE" name what is there.
+
+        Returns:
+            The maps, on the run's device.
+
+        Raises:
+            UnknownName: if there are no such maps.
+            ConfigError: if the run cannot make them.
+            MissingWeights: if their weights are missing.
+        """
+        made = (maps for word in words.split(",") for maps in self._named(*word.strip().split(":", maxsplit=1)))
+        return tuple(maps.to(self.device) if isinstance(maps, nn.Module) else maps for maps in made)
+
+    def vectors(self, word: str) -> Features:
+        """Make feature vectors.
+
+        Args:
+            word: "pixels", "random", "classifier" (trained on the spot), or what else `load_features` knows.
+
+        Returns:
+            The features, on the run's device.
+
+        Raises:
+            UnknownName: if there are no such features.
+            ConfigError: if the run cannot make them.
+            MissingWeights: if their weights are missing.
+        """
+        if word == "classifier":
+            return self.classifier
+        features = load_features("random-conv" if word == "random" else word, self.described.shape)
+        return features.to(self.device) if isinstance(features, nn.Module) else features
+
+    def _named(self, name: str, place: str = "") -> Iterable[Maps]:
+        if place and name not in _PLACED:
+            raise ConfigError(f"The maps {name}:{place}", f"Only {', '.join(_PLACED)} have a place", f"Write {name}")
+        return choose(name, MAPS, "maps")(self, place)
+
+
+def _classifier(given: Materials, place: str) -> list[Maps]:
+    features = load_classifier(place)[0] if place else given.classifier
+    return [ClassifierMaps(features), VectorMaps(features)]
+
+
+MAPS: dict[str, Callable[[Materials, str], Iterable[Maps]]] = {
+    "pixels": lambda given, place: [PixelMaps()],
+    "random": lambda given, place: [RandomMaps(given.data.shape[0])],
+    "classifier": _classifier,
+    "self": lambda given, place: [DenoiserMaps(given.start.denoiser)],
+    "squeezenet": lambda given, place: [NetworkMaps(read_squeezenet(place))],
+}
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Several maps as one."""
+
+    parts: Sequence[Maps]
+
+    @property
+    def name(self) -> str:
+        return " + ".join(maps.name for maps in self.parts)
+
+    def __call__(self, images: Tensor, cond: Cond = None) -> list[Tensor]:
+        return [found for maps in self.parts for found in maps(images, cond)]
+
+
+def joined(parts: Sequence[Maps]) -> Maps:
+    """Put the lists of several maps behind each other."""
+    return _Joined(parts)

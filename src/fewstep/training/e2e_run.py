@@ -1,0 +1,161 @@
+"""From a configuration to the objective and the players of an end-to-end run, and to the model that it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from fewstep._files import require
+from fewstep.data import Batch, Images, indices_of_step
+from fewstep.errors import ConfigError
+from fewstep.models import Chain, ModelConfig
+from fewstep.noise import Schedule
+from fewstep.objectives import E2E, GENERATOR, ChainSource, Guard, Objective, spread_of
+from fewstep.sampling import Chained, LearnedChain, resolve
+from fewstep.training.config import RunConfig
+from fewstep.training.e2e_couplings import COUPLINGS, GRADIENTS
+from fewstep.training.e2e_materials import Materials
+from fewstep.training.e2e_terms import make_terms
+
+__all__ = ["Parts", "end_to_end", "finished"]
+
+_SOLVER = "solver"  # in e2e.trainable: the chain's own numbers
+_LOOK = 10_000  # images on which the spread of the data within conditions is measured
+
+
+class Parts(NamedTuple):
+    """What the trainer of a run needs.
+
+    Attributes:
+        objective: what is minimised.
+        players: name -> module, the generator among them.
+    """
+
+    objective: Objective
+    players: dict[str, nn.Module]
+
+
+class _WithChains(nn.Module):
+    """A network and the trained numbers of its chains, one for each number of steps."""
+
+    def __init__(self, network: nn.Module, chain: Chain, schedule: Schedule) -> None:
+        super().__init__()
+        self.network = network
+        starts = {str(steps): resolve(chain, schedule, steps).grid for steps in chain.steps}
+        self.chains = nn.ModuleDict({steps: LearnedChain(grid) for steps, grid in starts.items()})
+        self.schedule = schedule
+
+    def chain(self, steps: int) -> Chained:
+        """Solver and grid with the numbers of now."""
+        learned = self._learned()[str(steps)]
+        return Chained(learned.solver(), learned.grid(self.schedule))
+
+    def tables(self) -> dict[str, object]:
+        """The numbers, as a model's chain keeps them."""
+        return {steps: learned.table() for steps, learned in self._learned().items()}
+
+    def _learned(self) -> dict[str, LearnedChain]:
+        return {steps: learned for steps, learned in self.chains.items() if isinstance(learned, LearnedChain)}
+
+
+def end_to_end(config: RunConfig, data: Images, described: ModelConfig, folder: str | Path) -> Parts:
+    """Put an end-to-end run together.
+
+    Args:
+        config: the run.
+        data: its images.
+        described: the model that it makes, with its chain.
+        folder: of the run.
+
+    Returns:
+        Objective and players.
+
+    Raises:
+        ConfigError: if options do not fit each other, or lack something.
+        UnknownName: if a name is in no table.
+    """
+    e2e = config.e2e
+    given = Materials(described, data, Path(folder), _device(), e2e.init, e2e.teacher)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        network = described.body()
+        terms = make_terms(e2e.terms, e2e.view, given)
+    if e2e.init and isinstance(old := given.start.denoiser.network, nn.Module):
+        network.load_state_dict(old.state_dict())
+    denoiser = described.denoiser(network)
+    player, chain = _player(network, e2e.trainable, described.chain or Chain(), denoiser.schedule)
+    objective = E2E(
+        denoiser=denoiser,
+        chain=chain,
+        terms=terms,
+        total_steps=config.train.steps,
+        steps=e2e.steps,
+        coupling=e2e.coupling.build(COUPLINGS, "coupling")(given),
+        gradient=e2e.gradient.build(GRADIENTS, "gradient"),
+        microbatch=e2e.microbatch,
+        draws=e2e.draws,
+        told=tuple(described.null),
+        guard=Guard(_spread(data, described)),
+    )
+    return Parts(objective, {GENERATOR: player, **objective.others()})
+
+
+def _player(network: nn.Module, trainable: str, chain: Chain, schedule: Schedule) -> tuple[nn.Module, ChainSource]:
+    """Choose what is trained: parameters of the network, numbers of the chain, or both."""
+    words = [word.strip() for word in trainable.split(",")]
+    _choose_trainable(network, ["*" if word == "all" else word for word in words if word != _SOLVER])
+    if _SOLVER not in words:
+        return network, partial(resolve, chain, schedule)
+    player = _WithChains(network, chain, schedule)
+    return player, player.chain
+
+
+def finished(average: nn.Module, described: ModelConfig) -> tuple[nn.Module, ModelConfig]:
+    """Give the network to be saved, and the model's description with what its chains have learned.
+
+    Args:
+        average: of the generator that :func:`end_to_end` returned.
+        described: the model.
+
+    Returns:
+        Network and description.
+    """
+    if not isinstance(average, _WithChains) or described.chain is None:
+        return average, described
+    return average.network, replace(described, chain=replace(described.chain, learned=average.tables()))
+
+
+def _device() -> torch.device:
+    """Where the trainer will put the players."""
+    device: torch.device = require("accelerate", "train").PartialState().device
+    return device
+
+
+def _choose_trainable(network: nn.Module, patterns: Sequence[str]) -> None:
+    """Freeze every parameter whose name fits none of some patterns."""
+    names = [name for name, _ in network.named_parameters()]
+    for pattern in patterns:
+        if not any(fnmatch(name, pattern) for name in names):
+            raise ConfigError(
+                f"e2e.trainable with {pattern!r}, which no parameter's name fits",
+                f"'all', 'solver', or patterns of names such as {', '.join(names[:: max(1, len(names) // 5)])}",
+                "Write for instance e2e.trainable=*norm*,*attention*",
+            )
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(any(fnmatch(name, pattern) for pattern in patterns))
+
+
+def _spread(data: Images, described: ModelConfig) -> float | None:
+    """Variety of the data within their conditions; captions have too few images each."""
+    if described.captions is not None:
+        return None
+    batch = data.batch(indices_of_step(len(data), min(len(data), _LOOK), 0, 0))
+    told = {name: value for name, value in (batch.cond or {}).items() if name in described.null}
+    return spread_of(Batch(batch.x0, told))

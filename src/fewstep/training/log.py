@@ -1,0 +1,37 @@
+"""The log of a run: log.jsonl in its folder, one line of JSON for every tenth step, that goes on where the run does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fewstep._files import write_atomic
+from fewstep.training.trainer import StepReport
+
+__all__ = ["Log"]
+
+_EVERY = 10
+
+
+class Log:
+    """What the reports of a run said.
+
+    Args:
+        folder: of the run.
+        step: steps that are done; lines of later ones, which a killed run left, are forgotten.
+    """
+
+    def __init__(self, folder: str | Path, step: int) -> None:
+        self.path = Path(folder) / "log.jsonl"
+        old = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        self.lines = [line for line in old if json.loads(line)["step"] <= step]
+
+    def note(self, report: StepReport) -> None:
+        """Remember a report, if it is a tenth one."""
+        if report.at_every(_EVERY):
+            losses = {name: float(f"{value:.5g}") for name, value in report.losses.items()}
+            self.lines.append(json.dumps({"step": report.step, "seconds": round(report.seconds, 4), **losses}))
+
+    def write(self) -> None:
+        """Write all lines; OutputError if that cannot be done."""
+        write_atomic(self.path, "".join(f"{line}\n" for line in self.lines).encode())
