@@ -1,6 +1,9 @@
 """The numbers of a model's card: quality against calls, for DDIM and EVODiff, with intervals and protocols.
 
     python -m benchmarks.model_card --model mnist --out benchmarks/results
+    python -m benchmarks.model_card --model mnist-fewstep --solvers chain --nfe 1,2,4 --out benchmarks/results
+
+The solver "chain" is a few-step model's own, and its calls are the steps that it was trained for.
 
 Every cell is three seed sets of 5,000 images, judged in the features of the model's judge by `fewstep evaluate`'s own
 machinery. Images and parts stay in ``--work``, so a run that was stopped goes on where it was; every row is written as
@@ -32,7 +35,8 @@ METRICS = ("fd", "fd_inf", "kid", "prdc", "rho", "is")
 def measure(options: argparse.Namespace, solver: str, nfe: int) -> dict[str, Any]:
     """One row: every number of one solver at one budget."""
     plan = Plan(METRICS, output_dir(options.work) / f"{solver}-{nfe}", device=options.device)
-    request = Request(options.model, plan, n=options.n, sets=options.seeds, solver=solver, nfe=nfe, batch_size=250)
+    asked: dict[str, Any] = {"steps": nfe} if solver == "chain" else {"solver": solver, "nfe": nfe}
+    request = Request(options.model, plan, n=options.n, sets=options.seeds, batch_size=250, **asked)
     evaluation = prepare(request)
     for _ in evaluation.run():
         pass

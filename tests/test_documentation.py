@@ -1,5 +1,6 @@
 """What the documentation says can be run, runs; what it links to, exists."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -26,6 +27,30 @@ def test_the_first_python_block_runs_and_counts_its_calls(name, capsys):
 def test_readme_example_has_at_most_ten_lines():
     lines = [line for line in blocks(ROOT / "README.md")[0].splitlines() if line.strip()]
     assert len(lines) <= 10, f"{len(lines)} lines"
+
+
+def test_the_objective_of_the_page_runs_and_reports_its_terms(capsys):
+    block = blocks(ROOT / "docs" / "end-to-end.md")[0]
+    exec(compile(block, "docs/end-to-end.md", "exec"), {})
+    parts = ast.literal_eval(capsys.readouterr().out)
+    assert {"loss", "loss_energy", "loss_ink", "contrast"} <= set(parts)
+    assert parts["steps"] == 2
+    assert parts["loss"] == pytest.approx(parts["loss_energy"], abs=2e-3), "the reward begins with no weight"
+
+
+def test_the_page_of_whole_chains_names_every_part_of_them():
+    from fewstep.experiments.ablate import GROUPS
+    from fewstep.losses import VIEWS
+    from fewstep.training.e2e_couplings import COUPLINGS, GRADIENTS
+    from fewstep.training.e2e_materials import MAPS
+    from fewstep.training.e2e_terms import TERMS
+
+    text = (ROOT / "docs" / "end-to-end.md").read_text(encoding="utf-8")
+    tables = {"terms": TERMS, "couplings": COUPLINGS, "gradients": GRADIENTS, "views": VIEWS, "groups": GROUPS}
+    missing = {
+        kind: [name for name in table if f"`{name}" not in text] for kind, table in {**tables, "maps": MAPS}.items()
+    }
+    assert not any(missing.values()), missing
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -121,3 +121,20 @@ def test_train_on_folder(tmp_path: Path) -> None:
     nearest = (samples[:, None] - means[None, :, 0]).square().mean((2, 3)).argmin(1)
     right = int((nearest == torch.arange(64) % 2).sum())
     assert right >= 48, f"{right} of 64 samples look like their class"
+
+
+def test_end_to_end(tmp_path: Path) -> None:
+    """The chain is the sampler, bit for bit; the score falls, and digits are nearest to the mean of their own class."""
+    printed = smoke("end_to_end.py", tmp_path)
+    assert "NFE 2; chain and sampler differ by at most 0.0\n" in printed
+    scores = [float(value) for value in re.findall(r"energy score ([\d.]+), rho [\d.]+", printed)]
+    assert len(scores) == 10
+    assert sum(scores[-3:]) < 0.85 * sum(scores[:3]), scores
+
+    data = digits()
+    means = torch.stack([to_unit(data.images[data.labels == label]).mean(0) for label in range(10)])
+    drawn = to_unit(tiles(tmp_path / "end_to_end.png", 8, 4).flatten(0, 1))
+    nearest = (drawn[:, None] - means[None, :, 0]).square().mean((2, 3)).argmin(1)
+    right = int((nearest == torch.arange(10).repeat_interleave(8)).sum())
+    # By chance, 8 of them would be.
+    assert right >= 20, f"{right} of 80 digits are nearest to the mean of their class"
