@@ -11,18 +11,21 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
 from cli.conftest import tiny
 from cli.running import Cli, files, pixels
 from fewstep import models
 from fewstep.cli import commands
-from fewstep.data import digits, to_unit
+from fewstep.data import digits, to_uint8, to_unit
 from fewstep.experiments import digits as second_act
 from fewstep.experiments.compare import Plan
 from fewstep.experiments.digits import DigitsAct
+from fewstep.experiments.runs import draw, seeds_of
+from fewstep.experiments.ways import way_of
 from fewstep.features import Pixels
 from fewstep.metrics import frechet_distance, image_moments
-from fewstep.training import train_model
+from fewstep.training import override, train_model
 
 SHORT = {"solvers": ("ddim", "heun", "evodiff"), "nfe": (3, 6), "n": 10, "reference_steps": 8}
 
@@ -56,6 +59,10 @@ def shown(judged: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "_BUNDLED", folder / "weights")
         patch.setitem(second_act.PRESETS, "digits", tiny("train.steps=6"))
+        chains = override(
+            second_act.PRESETS["digits-e2e"], ["train.steps=3", "train.batch=8", "e2e.terms.energy.features=pixels"]
+        )
+        patch.setitem(second_act.PRESETS, "digits-e2e", chains)
         patch.setattr(commands, "Plan", lambda **_: Plan(**SHORT))
         commands.run_demo(folder / "out")
     return folder / "out"
@@ -67,7 +74,7 @@ def report(shown: Path) -> dict[str, dict]:
 
 
 def test_what_is_written(shown: Path) -> None:
-    written = [name for name in files(shown) if not name.startswith("digits/")]
+    written = [name for name in files(shown) if not name.startswith(("digits/", "digits-e2e/"))]
     assert written == ["digits.png", "quality.png", "report.html", "report.json", "sheet.png"]
     for name in ("digits", "quality", "sheet"):
         assert pixels(shown / f"{name}.png").std() > 10, f"{name}.png is flat"
@@ -81,12 +88,42 @@ def test_both_acts_are_measured(report: dict[str, dict], shown: Path) -> None:
     expected[2] = ("heun", 2, 2)
     assert counts == expected
     rows = report["digits"]["rows"]
-    assert [row["steps"] for row in rows] == [1, 2, 4, 10]
-    assert report["digits"]["run"]["train"]["steps"] == 6
+    counts = [(row["training"], row["steps"]) for row in rows]
+    assert counts == [*(("ordinary", n) for n in (1, 2, 4, 10)), *(("end to end", n) for n in (1, 2, 4))]
+    runs = [report["digits"][name]["train"]["steps"] for name in ("run", "chains")]
+    assert runs == [6, 3]
     assert report["digits"]["images"] == 1797
-    assert report["seconds"]["digits"] > report["seconds"]["training"] > 0
+    seconds = report["seconds"]
+    assert seconds["digits"] > seconds["training"] + seconds["chains"]
+    assert min(seconds.values()) > 0
     model = models.load_model(shown / "digits")
     assert (model.config.facts["steps"], model.config.facts["train"]["lr"]) == (6, 4e-3), "it was trained anew"
+
+
+def test_chains_go_on_from_the_ordinary_model(shown: Path) -> None:
+    before, after = (models.load_model(shown / name) for name in ("digits", "digits-e2e"))
+    assert before.config.chain is None
+    assert after.config.chain is not None
+    assert after.config.chain.steps == (1, 2, 4)
+    assert after.config.facts["steps"] == 3
+    assert after.config.facts["init"]["fingerprint"] == before.fingerprint != after.fingerprint
+
+
+def test_variety_is_that_within_classes(report: dict[str, dict], shown: Path) -> None:
+    """Measured again, by hand, on samples of the model after training."""
+    model, seeds = models.load_model(shown / "digits-e2e"), seeds_of(0, 1797)
+    labels, way = torch.arange(1797) % 10, way_of(model, steps=2)
+    images = to_uint8(draw(model, way.rule, way.grid, seeds, labels=labels, batch_size=600).images).double()
+    data = digits()
+
+    def variety(images: torch.Tensor, labels: torch.Tensor) -> float:
+        parts = [images[labels == c].flatten(1) for c in range(10)]
+        return sum(len(part) * float(part.var(dim=0).sum()) for part in parts) / len(images)
+
+    assert data.labels is not None
+    expected = variety(images, labels) / variety(data.images.double(), data.labels)
+    [row] = [row for row in report["digits"]["rows"] if (row["training"], row["steps"]) == ("end to end", 2)]
+    assert row["rho"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_distances_of_digits_have_their_ends(report: dict[str, dict]) -> None:
@@ -125,7 +162,7 @@ def test_the_page_states_what_was_measured(shown: Path, report: dict[str, dict])
         for value in (f"{cell['rmse']:.4f}", f"{cell['distance']:.2f}", f"{cell['contrast_gain']:.3f}"):
             assert value in text, f"{value} of {cell['solver']} at {cell['nfe']} calls is not on the page"
     for row in report["digits"]["rows"]:
-        assert f"{row['distance']:.2f}" in text
+        assert f"{row['distance']:.2f} ({row['rho']:.2f})" in text
     assert f"{report['digits']['floor']:.2f}" in text
     assert report["solvers"]["model_fingerprint"] in text
     assert report["solvers"]["measure"] in text

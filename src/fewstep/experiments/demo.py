@@ -14,7 +14,7 @@ import torch
 import fewstep
 from fewstep._files import require, write_atomic, write_json
 from fewstep.experiments.compare import Comparison
-from fewstep.experiments.digits import DigitsAct
+from fewstep.experiments.digits import AFTER, BEFORE, DigitsAct
 from fewstep.experiments.pictures import contact_sheet, curves
 
 __all__ = ["draw_comparison", "machine", "write_report"]
@@ -82,19 +82,26 @@ def write_report(folder: Path, comparison: Comparison, act: DigitsAct, seconds: 
     }
     write_json(folder / "report.json", report)
     draw_comparison(comparison, folder)
-    contact_sheet(
-        folder / "digits.png",
-        {"trained from nothing": [*(act.pictures[steps] for steps in act.steps), act.real]},
-        [*(f"{steps} step{'s' * (steps > 1)}" for steps in act.steps), "real digits"],
-        scale=3,
-    )
+    _draw_digits(act, folder)
     jinja2 = require("jinja2", "cli")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
-        report=report, pictures={name: _embedded(folder / f"{name}.png") for name in ("sheet", "quality", "digits")}
+        report=report,
+        trainings=(BEFORE, AFTER),
+        pictures={name: _embedded(folder / f"{name}.png") for name in ("sheet", "quality", "digits")},
     )
     write_atomic(folder / "report.html", page.encode())
     return report
+
+
+def _draw_digits(act: DigitsAct, folder: Path) -> None:
+    """Write digits.png: before and after at the same numbers of steps, real digits, and the mark of ordinary steps."""
+    rows = {
+        training: [*(act.pictures[training, steps] for steps in act.steps), act.real] for training in (BEFORE, AFTER)
+    }
+    rows[BEFORE].append(act.pictures[BEFORE, act.mark])
+    counts = [f"{steps} step{'s' * (steps > 1)}" for steps in act.steps]
+    contact_sheet(folder / "digits.png", rows, [*counts, "real digits", f"{act.mark} steps"], scale=4)
 
 
 def _embedded(path: Path) -> str:
