@@ -1,4 +1,4 @@
-"""The one place where a noise level meets a tensor's shape.
+"""The one place where a noise level meets a tensor's shape, and where randomness of the host meets its device.
 
 Levels are scalars ``()`` or batches ``(b,)``. A ``(b,)`` level broadcasts *silently* against ``(b, c, h, w)``
 whenever ``b == w``, so nothing in fewstep multiplies a level into a sample without :func:`expand`.
@@ -6,11 +6,12 @@ whenever ``b == w``, so nothing in fewstep multiplies a level into a sample with
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+from torch import Generator, Tensor
 
 from fewstep.errors import ShapeError
 
-__all__ = ["expand"]
+__all__ = ["expand", "normal_like"]
 
 
 def expand(level: Tensor, like: Tensor) -> Tensor:
@@ -38,3 +39,16 @@ def expand(level: Tensor, like: Tensor) -> Tensor:
         "A level is a scalar () or has one value per sample (b,)",
         "Pass level.reshape(()) or one level for each of the samples",
     )
+
+
+def normal_like(x: Tensor, generator: Generator) -> Tensor:
+    """Draw standard normal noise of x's shape, dtype and device from a generator on the host.
+
+    Beside a GPU, the host's generator only seeds one on the device: drawing millions of numbers on the host and
+    copying them over would cost more than the training step.
+    """
+    if x.device.type == "cpu":
+        return torch.randn(x.shape, dtype=x.dtype, generator=generator)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    on_device = Generator(x.device).manual_seed(seed)
+    return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=on_device)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from cli.running import Cli, files, refuses
 from fewstep._files import read_json, read_tensors
-from fewstep.data import Scenes
+from fewstep.data import Scenes, digits
 from fewstep.errors import ConfigError
-from fewstep.experiments.convert import Conversion, ConvertPlan
+from fewstep.experiments.convert import Conversion
+from fewstep.experiments.convert_plan import ConvertPlan
 from fewstep.experiments.presets import configured
 from fewstep.models import Chain, load_model
-from fewstep.objectives.couplings import read_pairs
+from fewstep.noise import UniformFlow
+from fewstep.objectives.couplings import read_pairs, write_pairs
 from fewstep.sampling import START, SeededNoise, sample
-from fewstep.training import checkpoints, train_model
+from fewstep.solvers import DDIM
+from fewstep.training import build, checkpoints, train_model
 
 QUICK = ("--minutes", 0.001, "--n", 20, "--nfe", 4)
 
@@ -52,6 +57,8 @@ def test_a_model_becomes_a_few_step_one_without_data(cli: Cli, model: Path, conv
     assert rows == [("before", 1, 1), ("before", 2, 2), ("after", 1, 1), ("after", 2, 2), ("teacher", 4, 4)]
     assert all(row["distance"] > 0 for row in told["rows"])
     assert "others of the teacher at 4 calls" in told["measure"]
+    assert "the last row, other samples of the teacher" in told["floor"]
+    assert "That is the least there is to do" in ran.out
 
 
 def test_pairs_are_the_teacher_s(model: Path, converted: Path) -> None:
@@ -79,6 +86,44 @@ def test_a_finished_conversion_is_left(cli: Cli, model: Path, converted: Path) -
     after = read_tensors(converted / "model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert len(checkpoints(converted / "checkpoints")) == 1
+
+
+def test_pairs_of_another_model_are_refused(model: Path, unconditional: Path, converted: Path, tmp_path: Path) -> None:
+    place = converted / "pairs.safetensors"
+    pairs = read_pairs(place)
+    assert pairs.made_by == load_model(model).fingerprint
+    other, small = tmp_path / "other.safetensors", tmp_path / "small.safetensors"
+    write_pairs(other, replace(pairs, made_by="0123456789ab"))
+    write_pairs(small, replace(pairs, x=pairs.x[..., 1:]))
+    for start, table, said in (
+        (unconditional, place, r"told label, 10 classes.*told nothing.*Make pairs"),
+        (model, other, r"fingerprint 0123456789ab.*teacher, 'tiny', has.*e2e\.teacher=FOLDER"),
+        (model, small, r"shape \(1, 8, 7\).*shape \(1, 8, 8\)"),
+        (model, tmp_path / "no", r"without .*/no\..*e2e\.coupling\.path=FILE"),
+    ):
+        config = configured(
+            objective="e2e", init=str(start), overrides=("e2e.coupling=pairs", f"e2e.coupling.path={table}")
+        )
+        with pytest.raises(ConfigError, match=said):
+            build(config, digits(), tmp_path / "run")
+
+
+def test_a_few_step_model_teaches_through_its_own_chain(converted: Path, tmp_path: Path) -> None:
+    work = Conversion(ConvertPlan(str(converted), (1,), 0.001), tmp_path)
+    model = load_model(converted)
+    assert (work.nfe, work._teacher.solver) == (2, DDIM())
+    assert torch.equal(work._teacher.grid.t, UniformFlow()(model.denoiser.schedule, 2).t)
+
+
+def test_folders_and_images_that_do_not_fit(cli: Cli, model: Path, unconditional: Path, tmp_path: Path) -> None:
+    before = files(unconditional)
+    ran = cli("convert", "--model", model, *QUICK, "--out", unconditional)
+    refuses(ran, "ConfigError", "holds a model that no conversion made", "another --out")
+    assert files(unconditional) == before
+    Image.new("RGB", (9, 7)).save(tmp_path / "picture.png")
+    ran = cli("convert", "--model", model, "--data", f"folder:{tmp_path}", *QUICK, "--out", tmp_path / "out")
+    refuses(ran, "ConfigError", "images of shape (3, 8, 8)", "data it was trained on")
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_plan_is_refused(cli: Cli, model: Path, converted: Path) -> None:
@@ -116,7 +161,7 @@ def test_a_model_that_reads_captions_is_its_own_data(tmp_path: Path) -> None:
         (("--steps", "two"), "ConfigError", "--steps two", "separated by commas"),
         (("--minutes", "0"), "ConfigError", "A conversion in 0 minutes", "--minutes 5"),
         (("--solver", "ddmi"), "UnknownName", "No solver 'ddmi'", "ddim"),
-        (("--nfe", "0"), "BudgetError", "0 calls", "Ask for"),
+        (("--nfe", "0"), "ConfigError", "0 calls", "--nfe 10"),
         (("--model", "nothing"), "UnknownName", "nothing", "path of a model folder"),
     ],
 )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from cli.running import Cli
 from fewstep import models
-from fewstep.models import bundled, load_model
+from fewstep.models import Chain, bundled, load_model, save_model
 from fewstep.solvers import SOLVERS
 
 
@@ -50,9 +52,13 @@ def test_a_bundled_model_samples_by_its_name(
     cli: Cli, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(model, tmp_path / "weights" / "[toy]")
+    toy = load_model(model)
+    assert isinstance(toy.denoiser.network, nn.Module)
+    save_model(tmp_path / "weights" / "fast", toy.denoiser.network, replace(toy.config, chain=Chain(steps=(1, 4))))
     monkeypatch.setattr(models, "_BUNDLED", tmp_path / "weights")
     listed = cli("models")
-    assert rows(listed.out)["[toy]"] == ["1x8x8", "10", "digits"]
+    assert rows(listed.out)["[toy]"] == ["1x8x8", "10", "-", "digits"]
+    assert rows(listed.out)["fast"] == ["1x8x8", "10", "1,4", "digits"]
     ran = cli("sample", "--model", "[toy]", "--n", 1, "--nfe", 1, "--out", tmp_path / "out")
     assert ran.code == 0, ran.err
     assert (tmp_path / "out" / "000000.png").is_file()

@@ -19,16 +19,33 @@ from fewstep.training import RunConfig, checkpoints, override
 def test_a_dry_run_prints_what_would_be_trained(cli: Cli, tmp_path: Path, preset: str) -> None:
     """The printed JSON is a configuration: read again, it is the preset with exactly the changes asked for."""
     words = ["--preset", preset, "--data", "folder:[/pictures]", "--out", tmp_path / "run", "--dry-run"]
-    ran = cli("train", *words, "train.lr=0.25", "diffusion.prediction=edm", "diffusion.prediction.sigma_data=0.7")
+    start = PRESETS[preset].e2e.init  # a run from a model has that model's own parts
+    edm = () if start else ("diffusion.prediction=edm", "diffusion.prediction.sigma_data=0.7")
+    ran = cli("train", *words, "train.lr=0.25", *edm)
     assert ran.code == 0, ran.err
     printed = json.loads(ran.out)
-    changes = ("train.lr=0.25", "diffusion.prediction=edm", "diffusion.prediction.sigma_data=0.7")
-    expected = override(PRESETS[preset], ("data=folder:[/pictures]", *changes))
-    assert RunConfig.from_json(printed).to_json() == expected.to_json() == printed
-    assert printed["train"]["lr"] == 0.25
-    assert printed["diffusion"]["prediction"] == {"name": "edm", "arguments": {"sigma_data": 0.7}}
-    assert printed["train"]["steps"] == PRESETS[preset].train.steps
+    assert RunConfig.from_json(printed).to_json() == printed
+    expected = override(PRESETS[preset], ("data=folder:[/pictures]", "train.lr=0.25", *edm)).to_json()
+    if "e2e" in expected:  # written out: every argument of every term, and of coupling and gradient
+        terms, asked = printed["e2e"].pop("terms"), expected["e2e"].pop("terms")
+        assert {name: {**terms[name], **own} for name, own in asked.items()} == terms
+        assert terms["energy"]["beta"] == 1
+        assert printed["e2e"].pop("gradient") == {"name": "full", "arguments": {"every": 0}}
+        del expected["e2e"]["gradient"]
+    if start:
+        model = load_model(start).config
+        assert (printed.pop("network")["name"], printed["diffusion"]["prediction"]["name"]) == (
+            model.network.name,
+            model.prediction.name,
+        )
+        del expected["network"], expected["diffusion"], printed["diffusion"]
+    assert printed == expected
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_refuses_what_the_run_would(cli: Cli, model: Path) -> None:
+    words = ("train", "--objective", "e2e", "--init", model, "--dry-run")
+    refuses(cli(*words, "diffusion.prediction=edm"), "ConfigError", "diffusion.prediction=edm", "scratch")
 
 
 def test_a_run_leaves_a_model_that_samples(cli: Cli, tmp_path: Path) -> None:

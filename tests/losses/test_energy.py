@@ -49,6 +49,25 @@ def test_unbiased_exactly(k):
     assert float(found) == pytest.approx(to - between / 2, abs=1e-12)
 
 
+@pytest.mark.parametrize("k", [2, 3])
+def test_unbiased_exactly_where_the_first_draw_knows_the_real_sample(k):
+    """z is one of four; F = f(z), x = t(z) of the first z: the mean is that of F and x from z of their own."""
+    f, t = normal(4, 5), normal(4, 5, seed=1)
+    tuples = torch.tensor(list(product(range(4), repeat=k)))
+    given = Outcome(f[tuples.T], t[tuples[:, 0]], t[tuples[:, 0]])
+    to = sum(rho(a - x, 1, 1.0, 1e-3) for a, x in product(f, t)) / 16
+    between = sum(rho(a - b, 1, 1.0, 1e-3) for a, b in product(f, repeat=2)) / 16
+    scores = [float(EnergyScore(scale=1.0)(given._replace(tied=tied), GENERATOR)) for tied in (True, False)]
+    assert scores[0] == pytest.approx(to - between / 2, abs=1e-12)
+    assert abs(scores[1] - scores[0]) > 1e-3, "a first draw that is held against its own pair is biased"
+
+
+def test_the_score_is_that_of_the_real_samples_whatever_the_targets_are():
+    given = Outcome(normal(2, 5, 3), normal(5, 3, seed=1), normal(5, 3, seed=2))
+    expected = energy_score(given.fake, given.real, typical_distance(given.real)).mean()
+    assert torch.equal(EnergyScore()(given, GENERATOR), expected)
+
+
 @pytest.mark.parametrize(("s", "beta"), [(1.0, 1.0), (0.6, 1.0), (1.5, 0.5)])
 def test_closed_form_for_gaussians(s, beta):
     r"""F ~ N(0, s^2 I), x ~ N(0, I) in n dimensions: E|N(0, v I)|^b = (2 v)^(b/2) G((n + b)/2) / G(n/2)."""
@@ -169,7 +188,7 @@ def test_refusals():
     with pytest.raises(ConfigError, match="over no features"):
         EnergyScore(())
     few = Outcome(normal(2, 2, 3), normal(2, 3), normal(2, 3))
-    with pytest.raises(ShapeError, match="At least 3 targets") as caught:
+    with pytest.raises(ShapeError, match="At least 3 of them") as caught:
         EnergyScore()(few, GENERATOR)
     assert "scale=" in caught.value.todo
     assert EnergyScore(scale=1.0)(few, GENERATOR).isfinite()

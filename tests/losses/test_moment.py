@@ -22,6 +22,28 @@ def test_unbiased_exactly(k):
     assert float((found - (points.mean(0) - x).square().mean()).abs()) <= 1e-12
 
 
+@pytest.mark.parametrize("k", [2, 3])
+def test_unbiased_exactly_where_the_first_draw_knows_the_real_sample(k):
+    """z is one of four; F = f(z), x = t(z) of the first z: the mean is that of F and x from z of their own."""
+    f, t = normal(4, 5), normal(4, 5, seed=1)
+    tuples = torch.tensor(list(product(range(4), repeat=k)))
+    given = Outcome(f[tuples.T], t[tuples[:, 0]], t[tuples[:, 0]])
+    found, naive = (MomentReconstruction()(given._replace(tied=tied), GENERATOR) for tied in (True, False))
+    assert float((found - (f.mean(0) - t).square().mean()).abs()) <= 1e-12
+    assert abs(float(naive - found)) > 1e-2
+
+
+def test_more_of_a_learned_pair_is_not_better():
+    """F = s x of pairs z = x: held against its own pair, the mean would improve without end as s grows."""
+    z = torch.tensor(list(product([-1.0, 1.0], repeat=2)), dtype=torch.float64).T[..., None]
+
+    def cost(s, tied):
+        return float(MomentReconstruction()(Outcome(s * z, z[0], z[0], tied=tied), GENERATOR))
+
+    assert [cost(s, tied=True) for s in (0.0, 1.0, 10.0)] == pytest.approx([1, 1, 1])
+    assert [cost(s, tied=False) for s in (0.0, 1.0, 10.0)] == pytest.approx([1, 0, -9])
+
+
 def test_formula_by_loops():
     fake, target = normal(3, 2, 2, 2), normal(2, 2, 2, seed=1)
     total, terms = 0.0, 0

@@ -18,15 +18,19 @@ from fewstep.denoisers import PREDICTIONS, ClassifierFree, NetworkDenoiser
 from fewstep.errors import ConfigError, UnknownName
 from fewstep.losses import L2, EnergyScore, MomentReconstruction, Outcome, Paired, Ramp, Viewed
 from fewstep.losses.adversarial import Adversarial
+from fewstep.losses.views import eight_bit
 from fewstep.models import Chain, Part
 from fewstep.networks import UNet
 from fewstep.networks.critic import VectorCritic
-from fewstep.noise import EDM, LinearFlow, UniformFlow, UniformLam, UniformTime, VPCosine, VPLinear
+from fewstep.noise import EDM, Grid, LinearFlow, NoiseLevel, UniformFlow, UniformLam, UniformTime, VPCosine, VPLinear
 from fewstep.objectives import (
     CRITIC,
     E2E,
     GENERATOR,
+    OT,
+    Gradient,
     Guard,
+    Independent,
     Leaky,
     RandomExit,
     RandomSteps,
@@ -170,13 +174,22 @@ def test_a_narrow_schedule_starts_at_pure_noise_too() -> None:
         assert all(bool(part.isfinite().all()) for part in gradient)
 
 
+def test_pure_noise_of_any_size_is_the_same_start() -> None:
+    plain, batch = linear(steps=(2,)), vectors()
+    (alpha, sigma), t = plain.chain(2).grid
+    grown = Grid(NoiseLevel(alpha, torch.cat([3 * sigma[:1], sigma[1:]])), t)
+    scaled = linear(steps=(2,), chain=lambda steps: Chained(DDIM(), grown))
+    fakes = [objective.outcome(batch, 0, seeded("a")).fake for objective in (plain, scaled)]
+    assert gap(fakes[:1], fakes[1:]) <= 1e-12
+
+
 # The gradient.
 
 
 @pytest.mark.parametrize("solver", ["ddim", "evodiff", "unipc"])
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_gradient_equals_finite_differences(steps: int, solver: str) -> None:
-    terms = {**ENERGY, "l2": Weighted(Paired(L2()), Ramp(0.05))}
+    terms = {**ENERGY, "l2": Weighted(Paired(L2()), Ramp(0.04))}
     objective, batch = linear(steps=(steps,), chain=chain(solver), terms=terms), vectors()
     _, gradient = loss_and_gradient(objective, batch)
     for parameter, exact in zip(parameters(objective), gradient, strict=True):
@@ -263,9 +276,7 @@ def test_random_exit_leaves_every_level_equally_often() -> None:
 
 def test_an_exit_trains_the_last_step_of_the_shortened_chain() -> None:
     objective, batch = l2_objective(steps=(2,), gradient=RandomExit()), vectors()
-    generator = seeded("step", 0)
-    normal_like(batch.x0, generator)
-    left = RandomExit()(UniformFlow()(SCHEDULE, 2), generator).grid.steps
+    left = RandomExit()(UniformFlow()(SCHEDULE, 2), seeded("depth", 0)).grid.steps
     z, network = normal_like(batch.x0, seeded("step", 0)), objective.denoiser.network
     assert isinstance(network, Linear)
     assert batch.cond is not None
@@ -277,6 +288,45 @@ def test_an_exit_trains_the_last_step_of_the_shortened_chain() -> None:
         3 * ((network(x, angle, {"label": label}) - batch.x0) ** 2).mean(), parameters(objective)
     )
     assert gap(loss_and_gradient(objective, batch)[1], list(expected)) <= 1e-12
+
+
+def test_all_processes_go_equally_deep() -> None:
+    """Other data and other noise; else processes would wait for each other, and miss each other's gradients."""
+    for gradient in (RandomExit(), RandomSteps()):
+        visited = [_visits(gradient, process) for process in range(3)]
+        assert visited[0] == visited[1] == visited[2]
+        assert len(set(visited[0])) > 1, "and steps differ"
+
+
+def _visits(gradient: Gradient, process: int) -> list[tuple[int, int]]:
+    """Calls of the network, and nodes of its graph, in twelve training steps of a process."""
+    found = []
+    for step in range(12):
+        objective = linear(steps=(4,), gradient=gradient)
+        outcome = objective.outcome(vectors(seed=process), step, seeded("step", step, process))
+        assert isinstance(objective.denoiser.network, Linear)
+        found.append((len(objective.denoiser.network.seen), _matrix_products(outcome.fake)))
+    return found
+
+
+def _matrix_products(x: Tensor) -> int:
+    """Products in the graph behind x."""
+    seen, left = set(), [x.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            left += [parent for parent, _ in node.next_functions]
+    return sum(type(node).__name__ == "MmBackward0" for node in seen)
+
+
+def test_terms_are_told_whether_the_first_draw_knows_the_real_samples() -> None:
+    shown: list[Outcome] = []
+    terms: dict[str, Any] = {"spy": Weighted(Remembers(shown))}
+    for coupling in (Independent(), OT()):
+        next(iter(linear(terms=terms, coupling=coupling).turns(vectors(), 0, seeded(0)))).loss()
+    assert [outcome.tied for outcome in shown] == [False, True]
+    assert [len(outcome.through(eight_bit).free) for outcome in shown] == [2, 1]
 
 
 def by_hand_halfway(network: Linear, z: Tensor, label: Tensor) -> Tensor:

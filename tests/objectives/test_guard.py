@@ -12,13 +12,16 @@ from torch import Tensor, nn
 
 from fewstep.data import Batch, seeded
 from fewstep.errors import CollapseWarning
-from fewstep.losses import L2, EnergyScore, MomentReconstruction, Outcome, Paired, Ramp, Reward
+from fewstep.features import RandomMaps
+from fewstep.losses import L2, EnergyScore, MomentReconstruction, Outcome, Paired, Perceptual, Ramp, Reward, Viewed
 from fewstep.losses.adversarial import Adversarial
 from fewstep.losses.distribution import MMD
-from fewstep.noise import LinearFlow
+from fewstep.losses.views import clamped
+from fewstep.noise import LinearFlow, UniformFlow
 from fewstep.objectives import Guard, Independent, Weighted, diagnose, spread_of
-from fewstep.objectives.couplings import OT, Leaky
+from fewstep.objectives.couplings import OT, Coupling, Inversion, Leaky, NearestNoise, Pairs, Teacher
 from fewstep.objectives.guard import Pulls
+from fewstep.solvers import DDIM
 
 F64 = torch.float64
 
@@ -29,6 +32,7 @@ def brightness(x: Tensor) -> Tensor:
 
 TERMS: dict[str, Any] = {
     "l2": Paired(L2()),
+    "perceptual": Viewed(Paired(Perceptual(RandomMaps(1)))),
     "moment": MomentReconstruction(),
     "reward": Reward(brightness),
     "energy": EnergyScore(),
@@ -46,14 +50,20 @@ def weighted(**weights: float | tuple[float, float]) -> dict[str, Weighted]:
     ("weights", "kind"),
     [
         ({"l2": 1.0}, "collapse"),
+        ({"perceptual": 1.0}, "collapse"),
+        ({"l2": 1.0, "moment": 1.0}, "collapse"),
         ({"l2": 1.0, "moment": 1.0, "reward": 1.0}, "collapse"),
         ({"moment": 1.0}, "collapse"),
         ({"reward": 1.0}, "collapse"),
         ({"l2": 1.0, "energy": (1.0, 0.0)}, "collapse"),
+        ({"energy": (1.0, 0.0)}, "collapse"),
         ({"l2": 1.0, "adversarial": 1.0}, "tax"),
         ({"l2": 0.11, "mmd": 1.0}, "tax"),
         ({"l2": (0.0, 0.5), "energy": 1.0}, "tax"),
-        ({"l2": 0.1, "adversarial": 1.0}, None),
+        ({"l2": 0.1, "adversarial": 1.0}, "tax"),
+        ({"l2": 0.03, "perceptual": 0.03, "adversarial": 1.0}, "tax"),
+        ({"l2": 0.05, "adversarial": 1.0}, "tax"),
+        ({"l2": 0.05, "perceptual": (0.5, 0.0), "adversarial": 1.0, "energy": 0.5}, None),
         ({"l2": (1.0, 0.0), "energy": 1.0}, None),
         ({"moment": 5.0, "energy": 1.0}, None),
         ({"energy": 1.0}, None),
@@ -74,14 +84,36 @@ def test_findings_name_the_terms_and_the_cures() -> None:
     (tax,) = diagnose(weighted(l2=0.5, energy=1.0), Independent())
     assert "l2 with noise" in tax.text
     assert "at a weight of 0.5 against 1" in tax.text
+    (ended,) = diagnose(weighted(energy=(1.0, 0.0)), Independent())
+    assert "Weights that all end at 0 with noise" in ended.text
 
 
-def test_pairs_cure_and_leaks_do_not() -> None:
-    assert diagnose(weighted(l2=1.0), OT()) == []
-    leaky = Leaky(LinearFlow(), -2.7)
-    (finding,) = diagnose(weighted(l2=1.0), leaky)
+def paired_couplings() -> list[Coupling]:
+    def blank(x: Tensor, level: Any, cond: Any = None) -> Tensor:
+        return torch.zeros_like(x)
+
+    grid = UniformFlow()(LinearFlow(), 3)
+    table = Pairs(torch.arange(2), torch.zeros(2, 1))
+    return [OT(), Teacher(blank, DDIM(), grid), table, Inversion(blank, grid)]
+
+
+@pytest.mark.parametrize("coupling", paired_couplings(), ids=lambda coupling: type(coupling).__name__)
+def test_pairs_cure_what_compares_them_and_nothing_else(coupling: Coupling) -> None:
+    for safe in ({"l2": 1.0}, {"perceptual": 1.0, "moment": 1.0}, {"energy": 1.0, "l2": 1.0}, {"adversarial": 1.0}):
+        assert diagnose(weighted(**safe), coupling) == []
+    for lost in ({"reward": 1.0}, {"moment": 1.0}, {"l2": (1.0, 0.0), "reward": 1.0}):
+        (finding,) = diagnose(weighted(**lost), coupling)
+        assert finding.kind == "collapse"
+        assert "with pairs that no term compares" in finding.text
+
+
+@pytest.mark.parametrize("coupling", [Leaky(LinearFlow(), -2.7), NearestNoise(4)])
+def test_a_start_that_shows_little_is_no_pair(coupling: Coupling) -> None:
+    (finding,) = diagnose(weighted(l2=1.0), coupling)
     assert finding.kind == "collapse"
     assert "shows little of the data" in finding.text
+    assert [found.kind for found in diagnose(weighted(l2=1.0, energy=1.0), coupling)] == ["tax"]
+    assert diagnose(weighted(energy=1.0), coupling) == []
 
 
 def test_a_collapsing_objective_warns_the_caller() -> None:
@@ -130,8 +162,15 @@ def test_spread_is_the_mean_variance_within_conditions() -> None:
     assert spread_of(Batch(x, {"label": torch.arange(60) // 9})) is None
 
 
-def test_spread_of_equal_images_is_zero() -> None:
-    assert spread_of(Batch(torch.full((20, 3), 1e3))) == 0
+def test_data_that_do_not_vary_have_no_spread_and_stop_nothing() -> None:
+    label = torch.arange(40) % 2
+    assert spread_of(Batch(torch.full((20, 3), 1e3))) is None
+    assert spread_of(Batch(label[:, None] * 7.3 + torch.zeros(40, 3), {"label": label})) is None
+    flat = torch.full((5, 3), 0.1)
+    parts = Guard()(Outcome(torch.randn(2, 5, 3, generator=seeded("z")), flat, flat))
+    assert all(bool(part.isfinite()) for part in parts.values())
+    one = torch.ones(1, 1)
+    assert bool(Guard()(Outcome(one[None], one, one))["contrast"].isfinite())
 
 
 @dataclass(frozen=True)
@@ -162,6 +201,15 @@ def test_without_the_datas_spread_the_numerator_stands_alone() -> None:
     outcome = Made(0.5).outcome(2)
     parts = Guard()(outcome)
     assert float(parts["diversity"]) == pytest.approx(4 * float(Guard(4.0)(outcome)["rho"]), rel=1e-6)
+
+
+def test_what_lies_beyond_white_is_no_variety() -> None:
+    outcome = Made(0.5).outcome(2)
+    beyond = outcome._replace(fake=outcome.fake.sign() * (2 + outcome.fake.abs()))
+    seen, raw = Guard(1.0, clamped)(beyond), Guard(1.0)(beyond)
+    signs = beyond.fake.sign()
+    assert float(seen["rho"]) == pytest.approx(float(signs.var(dim=0).sum(dim=1).mean()), rel=1e-6)
+    assert float(raw["rho"]) > 4 * float(seen["rho"])
 
 
 def test_one_draw_has_no_diversity() -> None:

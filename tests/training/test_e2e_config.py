@@ -85,6 +85,7 @@ def test_every_argument_of_a_term_can_be_written(name: str) -> None:
         ("e2e.gradient=ful", UnknownName, "No gradient 'ful'.*Did you mean 'full'"),
         ("e2e.view=eightbit", UnknownName, "No view 'eightbit'.*Did you mean 'eight_bit'"),
         ("e2e.solver=dim", UnknownName, "No solver 'dim'.*Did you mean 'ddim'"),
+        ("e2e.steps=2", ConfigError, r"takes a list of numbers, such as \[1, 2, 2, 4\]"),
         ("e2e.steps=[]", ConfigError, "steps is a list of whole numbers from 1 to 8"),
         ("e2e.steps=[0]", ConfigError, "steps is a list of whole numbers from 1 to 8"),
         ("e2e.steps=[1, 9]", ConfigError, "steps is a list of whole numbers from 1 to 8"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,15 +13,29 @@ from torch import Tensor
 from fewstep._files import read_tensors
 from fewstep.data import ImageData, digits
 from fewstep.errors import CheckpointError, CollapseWarning, ConfigError
+from fewstep.experiments.few_steps import _UNSEEN
 from fewstep.experiments.presets import configured
+from fewstep.features import RandomConv, load_features
 from fewstep.models import Chain, Part, load_model
 from fewstep.objectives import E2E
 from fewstep.sampling import resolve, sample
-from fewstep.training import RunConfig, build, model_config, override, read_checkpoint, train_model, train_steps
+from fewstep.training import (
+    RunConfig,
+    build,
+    model_config,
+    override,
+    read_checkpoint,
+    train_model,
+    train_steps,
+    written_out,
+)
 from fewstep.training.checkpoint import latest
+from fewstep.training.e2e_materials import Materials
+from fewstep.training.log import Log
 
 TINY = ("network.width=8", "network.embedding=16", "train.batch=8", "train.warmup=0", "train.lr=1e-3")
-PLAIN = ("e2e.terms.energy.features=pixels", "e2e.terms.adversarial.width=4", "e2e.steps=[1, 2]")
+TERMS = 'e2e.terms={"energy": {"features": "pixels"}, "adversarial": {"width": 4}}'  # whatever the preset has
+PLAIN = (TERMS, "e2e.steps=[1, 2]")
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +114,12 @@ def test_the_log_goes_on_where_the_run_does(tmp_path: Path, data: ImageData) -> 
     assert {"generator/loss", "generator/rho", "generator/grad_step_1"} <= lines[1].keys()
 
 
+def test_a_log_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 10}\nnothing\n')
+    with pytest.raises(CheckpointError, match=r"log\.jsonl has the line 'nothing'.*JSON object.*Delete that line"):
+        Log(tmp_path, 10)
+
+
 def test_a_run_from_a_model_begins_with_its_weights(tmp_path: Path, data: ImageData, start: Path) -> None:
     config, old = onwards(start), load_model(start)
     trainer = build(config, data, tmp_path)
@@ -132,6 +152,7 @@ def test_another_start_does_not_resume(tmp_path: Path, data: ImageData, start: P
         (("e2e.draws=1",), r"draws=1 for the term 'energy'"),
         (("e2e.terms.energy.weight=0", "e2e.terms.adversarial.weight=0"), "without a term of positive weight"),
         (("e2e.terms.energy.features=pixels:here",), "pixels:here.*have a place"),
+        (("e2e.terms.adversarial.features=self",), "features=self for the critic pixel.*critic=projected"),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -193,6 +214,41 @@ def test_the_classifier_on_the_spot_is_trained_once(tmp_path: Path, data: ImageD
     made = (tmp_path / "classifier" / "model.safetensors").stat().st_mtime_ns
     build(config, data, tmp_path)
     assert (tmp_path / "classifier" / "model.safetensors").stat().st_mtime_ns == made
+
+
+def test_the_classifier_is_told_of_and_made_anew_for_other_images(tmp_path: Path, data: ImageData) -> None:
+    config, said = scratch("e2e.terms.energy.features=classifier", "train.steps=1"), list[str]()
+    critic = build(config, data, tmp_path, said.append).players["critic"].state_dict()
+    assert said[-1].startswith("training a classifier of 200 images: step 10 of 10, loss ")
+    again = build(config, data, tmp_path, said.append).players["critic"].state_dict()
+    assert len(said) == 10
+    assert equal(critic, again)  # their first weights do not depend on who trained the classifier
+    build(config, replace(data, images=data.images[:150], labels=data.labels[:150]), tmp_path, said.append)
+    assert len(said) == 20
+
+
+def test_training_sees_other_random_filters_than_judges(tmp_path: Path, data: ImageData) -> None:
+    given = Materials(model_config(scratch(), data), data, tmp_path, torch.device("cpu"))
+    judges = {load_features("random-conv", data.shape).name, RandomConv(1, seed=_UNSEEN).name}
+    assert not judges & {given.vectors("random").name, given.maps("random")[0].name.removeprefix("maps of ")}
+
+
+def test_the_model_of_the_start_is_not_overwritten(data: ImageData, start: Path) -> None:
+    with pytest.raises(ConfigError, match=r"e2e\.init.*overwrite.*another output folder"):
+        train_steps(onwards(start), start, data=data)
+
+
+def test_what_a_model_says_of_its_run_makes_it_again(tmp_path: Path, data: ImageData, start: Path) -> None:
+    config = onwards(start, "e2e.steps=[1]")
+    facts = train_model(config, tmp_path / "one", data=data).config.facts
+    told = {"objective": "e2e", "train": facts["train"], "e2e": facts["e2e"], "data": facts["data"]}
+    train_model(RunConfig.from_json(told), tmp_path / "two", data=data)
+    assert equal(weights(tmp_path / "one"), weights(tmp_path / "two"))
+    whole = written_out(config)
+    assert whole["network"] == json.loads(json.dumps(asdict(load_model(start).config.network)))
+    assert whole["e2e"]["terms"]["adversarial"]["gamma_real"] == 0.01
+    train_model(RunConfig.from_json(whole), tmp_path / "three", data=data)
+    assert equal(weights(tmp_path / "one"), weights(tmp_path / "three"))
 
 
 def test_a_classifier_needs_classes(tmp_path: Path, data: ImageData) -> None:

@@ -29,6 +29,7 @@ from fewstep.objectives import E2E, GENERATOR, MEMORY, Weighted
 from fewstep.sampling import resolve, sample
 from fewstep.solvers import DDIM
 from fewstep.training import TrainConfig, Trainer, latest, read_checkpoint
+from fewstep.training.checkpoint import split
 
 TRAIN = TrainConfig(steps=6, batch=8, warmup=2, ema=0.9, checkpoint_every=3, decay=0.0, betas=(0.0, 0.99))
 SCHEDULE = LinearFlow()
@@ -198,7 +199,10 @@ def test_a_critic_that_breaks_undoes_the_generators_step(tmp_path: Path) -> None
         with pytest.raises(NonFiniteError, match=r"Step 5, player 'critic': loss_adversarial"):
             list(run.steps())
     assert_equal(state(tmp_path), state(tmp_path / "healthy"))
-    assert read_checkpoint(latest(tmp_path) or tmp_path).step == 4
+    kept = read_checkpoint(latest(tmp_path) or tmp_path)
+    assert kept.step == 4
+    for name, module in run.players.items():
+        assert_equal(module.state_dict(), split(kept.model, name))
 
 
 def test_the_failed_step_can_be_looked_at_and_run_again(tmp_path: Path) -> None:

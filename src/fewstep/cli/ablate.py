@@ -21,9 +21,8 @@ def run_ablate(plan: AblatePlan, out: Path) -> None:
     work = Ablation(plan, out)
     for _ in progress(work.run(), len(work), f"{len(work)} cells of {plan.steps} steps"):
         pass
-    report = work.report()
-    write_json(out / "ablation.json", {**report, "machine": machine()})
-    rows = [row for cell in work.cells for row in cell.rows]
+    write_json(out / "ablation.json", {**work.report(), "machine": machine()})
+    rows = work.rows
     panels = {
         f"distance, {steps} step{'s' * (steps > 1)}": {
             row.name: (row.distance, None, None) for row in rows if row.steps == steps
@@ -34,6 +33,7 @@ def run_ablate(plan: AblatePlan, out: Path) -> None:
     show_rows(f"{plan.model or 'digits'}, {plan.n} images", rows)
     for cell in work.cells:
         if cell.leaky:
-            say(f"[yellow]{escape(cell.rows[0].name)}: leaky start, training reads data that sampling does not have[/]")
-    say(f"[dim]{escape(report['measure'])}. This is not FID.[/]")
+            say(f"[yellow]{escape(cell.rows[0].name)}: its training starts from data, which sampling does not have[/]")
+    say(f"[dim]{escape(work.measure)}. This is not FID.[/]")
+    say(f"[dim]{escape(work.floor)}[/]")
     say(f"Written to {escape(str(out))}: ablation.json with the guard's warnings, ablation.png")

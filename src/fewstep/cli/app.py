@@ -243,8 +243,8 @@ def convert(
     steps: Annotated[str, typer.Option(help="Numbers of steps of the new model, 1 to 8, comma-separated.")] = "2",
     minutes: Annotated[float, typer.Option(help="For everything, planned on this machine.")] = 5.0,
     data: Annotated[str, typer.Option(help="Images, as for train; without any, the model's own samples.")] = "",
-    solver: Annotated[str, typer.Option(help="Of the teacher; see `fewstep solvers`.")] = "evodiff",
-    nfe: Annotated[int, typer.Option(help="Calls that the teacher makes per image.")] = 10,
+    solver: Annotated[str, typer.Option(help=f"Of the teacher; {_OWN} evodiff.")] = "",
+    nfe: Annotated[int | None, typer.Option(help=f"Calls that the teacher makes per image; {_OWN} 10.")] = None,
     guidance: GuidanceOption = 1.0,
     n: Annotated[int, typer.Option("--n", help="Images of each kind that are measured.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of noise, order and critic.")] = 0,
@@ -254,7 +254,7 @@ def convert(
     """Turn any denoiser into a few-step model, with images or without; goes on where it was stopped."""
     from fewstep.cli.convert import run_convert
     from fewstep.cli.shell import numbers
-    from fewstep.experiments.convert import ConvertPlan
+    from fewstep.experiments.convert_plan import ConvertPlan
 
     plan = ConvertPlan(model, numbers(steps, "--steps"), minutes, data, solver, nfe, guidance, seed=seed)
     run_convert(plan, out, n, device)

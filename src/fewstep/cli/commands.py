@@ -10,17 +10,19 @@ from pathlib import Path
 
 import torch
 from rich.markup import escape
+from torch import Tensor
 
 from fewstep._files import output_dir, write_json
 from fewstep.cli.shell import console, progress, say, table, ticking
+from fewstep.denoisers import Cond
 from fewstep.experiments.compare import Cell, Comparison, Plan, judge_of
 from fewstep.experiments.demo import draw_comparison, machine, write_report
 from fewstep.experiments.digits import DigitsAct
 from fewstep.experiments.evaluation.processes import usable_device
 from fewstep.experiments.evaluation.quality import floor_note
 from fewstep.experiments.pictures import save_images, save_picture, tile
-from fewstep.experiments.runs import SamplePlan, captions_of, check_guidance, conditions, draw, seeds_of
-from fewstep.experiments.ways import way_of
+from fewstep.experiments.runs import Drawn, SamplePlan, captions_of, check_guidance, conditions, draw, seeds_of
+from fewstep.experiments.ways import Way, way_of
 from fewstep.models import Model, bundled, load_model
 from fewstep.noise import EDM, UniformLam
 from fewstep.solvers import IPNDM, SOLVERS, Solver
@@ -47,9 +49,37 @@ def run_sample(name: str, plan: SamplePlan, out: Path, device: str) -> None:
     check_guidance(model, plan.guidance)
     folder = output_dir(out)
 
-    parts = []
+    parts = _sampled(model, plan, way, labels, cond, folder)
+    images = torch.cat([part.images for part in parts])[:_ON_THE_GRID]
+    columns = math.ceil(math.sqrt(len(images)))
+    save_picture(folder / "grid.png", tile(images, columns), scale=max(1, 64 // images.shape[-1]))
+    facts = {
+        "model": model.config.name,
+        "model_fingerprint": model.fingerprint,
+        "plan": asdict(plan),
+        "classes": None if labels is None else labels.tolist(),
+        "captions": captions,
+        "solver": way.solver,
+        "grid": way.said,
+        "steps": way.grid.steps,
+        "nfe": parts[0].nfe,
+        "network_evals": parts[0].network_evals,
+        "seconds": sum(part.seconds for part in parts),
+        "machine": machine(model.device),
+    }
+    write_json(folder / "sample.json", facts)
+    say(
+        f"{plan.n} images of {escape(model.config.name)} in {escape(str(folder))}: {escape(way.solver)} on "
+        f"{escape(way.said)}, NFE {parts[0].nfe} (asked {way.nfe}), network evaluations {parts[0].network_evals}, "
+        f"{facts['seconds']:.1f} s"
+    )
+
+
+def _sampled(model: Model, plan: SamplePlan, way: Way, labels: Tensor | None, cond: Cond, folder: Path) -> list[Drawn]:
+    """Sample batch after batch behind a bar, and write the images of each as soon as they are there."""
+    parts: list[Drawn] = []
     batches = range(0, plan.n, plan.batch_size)
-    steps = way.grid.steps
+    steps, seeds = way.grid.steps, seeds_of(plan.seed, plan.n)
     with ticking(len(batches) * steps, f"{way.solver}, {len(batches)} batches of {steps} steps") as tick:
         for first in batches:
             chosen = slice(first, first + plan.batch_size)
@@ -67,29 +97,7 @@ def run_sample(name: str, plan: SamplePlan, out: Path, device: str) -> None:
             )
             save_images(folder, drawn.images, seeds[chosen])
             parts.append(drawn)
-    images = torch.cat([part.images for part in parts])[:_ON_THE_GRID]
-    columns = math.ceil(math.sqrt(len(images)))
-    save_picture(folder / "grid.png", tile(images, columns), scale=max(1, 64 // images.shape[-1]))
-    facts = {
-        "model": model.config.name,
-        "model_fingerprint": model.fingerprint,
-        "plan": asdict(plan),
-        "classes": None if labels is None else labels.tolist(),
-        "captions": captions,
-        "solver": way.solver,
-        "grid": way.said,
-        "steps": steps,
-        "nfe": parts[0].nfe,
-        "network_evals": parts[0].network_evals,
-        "seconds": sum(part.seconds for part in parts),
-        "machine": machine(model.device),
-    }
-    write_json(folder / "sample.json", facts)
-    say(
-        f"{plan.n} images of {escape(model.config.name)} in {escape(str(folder))}: {escape(way.solver)} on "
-        f"{escape(way.said)}, NFE {parts[0].nfe} (asked {way.nfe}), network evaluations {parts[0].network_evals}, "
-        f"{facts['seconds']:.1f} s"
-    )
+    return parts
 
 
 def run_compare(name: str, plan: Plan, out: Path, device: str) -> None:
@@ -111,13 +119,15 @@ def run_demo(out: Path) -> None:
     seconds = {}
     console.print("[bold]Act one[/]: one bundled model, seven solvers, six budgets, equal noise")
     start = time.perf_counter()
-    # Fewer images than `compare` takes by default: the whole demo is to end within three minutes on two cores.
+    # Fewer images than `compare` takes by default: the whole demo is to end within four minutes on two cores.
     comparison = Comparison(model, Plan(n=250, reference_steps=48), judge_of(model))
     _run(comparison)
     seconds["solvers"] = time.perf_counter() - start
     _show(comparison)
 
-    console.print("[bold]Act two[/]: real digits, a network trained from nothing, then end to end for one to four steps")
+    console.print(
+        "[bold]Act two[/]: real digits, a network trained from nothing, then end to end for one to four steps"
+    )
     act = DigitsAct(folder)
     seconds |= _train_digits(act)
     rows = list(progress(act.sample(), len(act), "sampling digits"))
@@ -181,8 +191,11 @@ def show_models() -> None:
     for name in bundled():
         model = load_model(name)
         data = f"{model.config.facts.get('data', 'not stated')}"
-        rows.append((name, "x".join(map(str, model.shape)), str(model.config.n_classes), data))
-    table("Bundled models; a model folder works in their place", ("name", "shape", "classes", "trained on"), rows)
+        chain = ",".join(map(str, model.config.chain.steps)) if model.config.chain else "-"
+        rows.append((name, "x".join(map(str, model.shape)), str(model.config.n_classes), chain, data))
+    columns = ("name", "shape", "classes", "chain", "trained on")
+    table("Bundled models; a model folder works in their place", columns, rows)
+    say("[dim]chain: the numbers of steps that a few-step model was trained for, for --steps[/]")
 
 
 def show_solvers() -> None:

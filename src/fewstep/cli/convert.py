@@ -12,7 +12,8 @@ from rich.markup import escape
 from fewstep._files import write_json
 from fewstep.cli.shell import console, loud, progress, say, table
 from fewstep.cli.train import noted
-from fewstep.experiments.convert import Conversion, ConvertPlan
+from fewstep.experiments.convert import Conversion
+from fewstep.experiments.convert_plan import ConvertPlan
 from fewstep.experiments.demo import machine
 from fewstep.experiments.evaluation.processes import usable_device
 from fewstep.experiments.few_steps import Row
@@ -28,22 +29,28 @@ def run_convert(plan: ConvertPlan, out: Path, n: int, device: str) -> None:
     with console.status("planning"), loud():
         work = Conversion(plan, out, usable_device(device))
     size = work.size
-    say(f"Planned for {plan.minutes:g} minutes: {size.pairs:,} pairs, {size.train_steps:,} training steps")
-    for _ in progress(work.make_pairs(), work.parts, f"sampling the teacher, {plan.nfe} calls"):
+    pairs = f"{size.pairs:,} pairs, " if work.parts else ""
+    say(f"Planned for {plan.minutes:g} minutes: {pairs}{size.train_steps:,} training steps")
+    if size.seconds > 60 * plan.minutes:
+        say(f"[yellow]That is the least there is to do, and takes about {size.seconds / 60:.2g} minutes[/]")
+    for _ in progress(work.make_pairs(), work.parts, f"sampling the teacher, {work.nfe} calls"):
         pass
-    with loud():
+    with console.status("preparing"), loud():
         steps = work.train()
     for _ in progress(noted(steps), size.train_steps, "training the chain"):
         pass
-    yardstick = work.yardstick(n)
+    with console.status(f"reference of {n} images"):
+        yardstick = work.yardstick(n)
     rows = list(progress(work.measure(yardstick, n), 2 * len(plan.steps) + 1, f"measuring with {n} images"))
-    report = {"plan": asdict(plan), "size": asdict(size), "measure": yardstick.describe(n)}
+    measure, floor = yardstick.describe(n), work.floor(yardstick, rows, n)
+    report = {"plan": asdict(plan), "size": asdict(size), "measure": measure, "floor": floor}
     found: list[dict[str, Any]] = [asdict(row) for row in rows]
     write_json(out / "convert.json", {**report, "rows": found, "machine": machine(work.model.device)})
     images = {f"{name}, {steps} step{'s' * (steps > 1)}": [of[:_SHOW]] for (name, steps), of in work.pictures.items()}
     contact_sheet(out / "convert.png", images, [work.model.config.name], wide=_SHOW)
     show_rows(f"{work.model.config.name}, {n} images", rows)
-    say(f"[dim]{escape(yardstick.describe(n))}. This is not FID.[/]")
+    say(f"[dim]{escape(measure)}. This is not FID.[/]")
+    say(f"[dim]{escape(floor)}[/]")
     say(f"Few-step model in {escape(str(out))}, with convert.json and convert.png")
 
 
@@ -55,4 +62,4 @@ def show_rows(title: str, rows: Sequence[Row]) -> None:
 
 def _numbers(row: Row) -> list[str]:
     rho = "-" if row.rho is None else f"{row.rho:.3f}"
-    return [f"{row.distance:.3f}", rho, f"{row.contrast:.3f}", f"{row.seconds:.1f}"]
+    return [f"{row.distance:.3g}", rho, f"{row.contrast:.3f}", f"{row.seconds:.1f}"]

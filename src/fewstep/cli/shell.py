@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-console = Console()
+console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes, the first one speaks
 _errors = Console(stderr=True)
 
 
@@ -99,13 +99,13 @@ def ticking(total: int, what: str) -> Iterator[Callable[..., None]]:
 
 
 def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """Walk through items behind a progress bar."""
+    """Walk through items behind a progress bar; one may bring a `note`, and say how far to `advance`."""
     with _bar() as bar:
         task = bar.add_task(what, total=total, note="")
         for item in items:
             bar.update(task, note=getattr(item, "note", ""))
             yield item
-            bar.update(task, advance=1)
+            bar.update(task, advance=getattr(item, "advance", 1))
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:

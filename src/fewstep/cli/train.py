@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from fewstep.cli.shell import console, loud, progress, say
-from fewstep.training import RunConfig, StepReport, train_steps
+from fewstep.training import RunConfig, StepReport, train_steps, written_out
 
 __all__ = ["noted", "run_train"]
 
@@ -21,11 +21,11 @@ _SHOWN = ("loss", "steps", "contrast", "rho", "diversity", "grad_norm")
 def run_train(config: RunConfig, out: Path, dry_run: bool) -> None:
     """Train a model, or print what would be trained."""
     if dry_run:
-        console.print_json(json.dumps(config.to_json()))
+        console.print_json(json.dumps(written_out(config)))
         return
     last = None
-    with loud():
-        reports = train_steps(config, out)
+    with console.status("preparing") as status, loud():
+        reports = train_steps(config, out, tell=status.update)
     for report in progress(noted(reports), config.train.steps, f"training on {config.data}"):
         last = report.report
     if last is None:

@@ -16,28 +16,33 @@ Every cell is a run in a folder of its own; an ablation that was stopped goes on
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fewstep._files import output_dir, read_json, write_json
-from fewstep.data import Images, indices_of_step, load_data
+from fewstep.data import Images, load_data
 from fewstep.errors import CollapseWarning, ConfigError, choose
 from fewstep.experiments.compare import judge_of
-from fewstep.experiments.few_steps import Row, Yardstick, chain_of, sampled
-from fewstep.experiments.presets import PRESETS, configured
+from fewstep.experiments.few_steps import Row, Yardstick, chain_of, sampled, yardstick_of
+from fewstep.experiments.presets import CHAINS, PRESETS
 from fewstep.experiments.runs import seeds_of
-from fewstep.models import load_model
-from fewstep.training import RunConfig, train_steps
+from fewstep.models import Model, load_model
+from fewstep.training import E2EConfig, RunConfig, model_config, override, train_steps
 
-__all__ = ["GROUPS", "AblatePlan", "Ablation", "Cell"]
+__all__ = ["GROUPS", "AblatePlan", "Ablation", "Cell", "Doing"]
 
 _OFF = ("e2e.terms.energy.weight=0", "e2e.terms.adversarial.weight=0")
 _REC = (_OFF[0], _OFF[1], "e2e.terms.l2.weight=1")
 _PERC = "e2e.terms.perceptual.weight=1"
 _ADV = "e2e.terms.adversarial.weight=1"
 _LEAKY = ("e2e.coupling=leaky", "e2e.spacing=uniform_lam", "e2e.spacing.lam_min=-2.7", "e2e.spacing.end=zero")
+
+_BOTH: Mapping[str, Mapping[str, Any]] = {
+    "energy": {"weight": 1.0, "features": "pixels,random"},
+    "adversarial": {"weight": 1.0},
+}
 
 # Group -> cell -> what it changes in the run of energy score and critic.
 GROUPS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -99,7 +104,7 @@ class Cell:
     Attributes:
         group: name in GROUPS.
         name: name in the group.
-        rows: one for each trained number of steps.
+        rows: one for each trained number of steps; the names of leaky ones say so.
         leaky: whether training started from data.
         warning: what the guard said before the training; empty for nothing.
     """
@@ -111,6 +116,18 @@ class Cell:
     warning: str = ""
 
 
+class Doing(NamedTuple):
+    """What an ablation is at.
+
+    Attributes:
+        note: in words.
+        advance: cells that are done with it, 0 or 1.
+    """
+
+    note: str
+    advance: int = 0
+
+
 class Ablation:
     """A table that is filled one cell at a time.
 
@@ -120,46 +137,69 @@ class Ablation:
 
     Attributes:
         cells: what is known so far.
+        before: the model that every cell starts from, at 1 to 4 steps.
+        measure: what the distances are; floor: which of them is as good as nothing. Known once all cells are.
 
     Raises:
-        ConfigError: if the folder holds another ablation.
+        ConfigError: if the folder holds another ablation, or the images are not those of the model.
+        DataError: if the images cannot be loaded.
     """
 
     def __init__(self, plan: AblatePlan, folder: str | Path) -> None:
-        self.plan, self.folder = plan, output_dir(folder)
-        self._data: Images = load_data(plan.data)
+        self.plan = plan
+        self._data: Images = self._loaded()
+        self.folder = output_dir(folder)
         self._refuse_another()
         self.cells: list[Cell] = []
-        self._measure = ""
+        self.before: tuple[Row, ...] = ()
+        self.measure = self.floor = ""
 
     def __len__(self) -> int:
         return sum(len(GROUPS[group]) for group in self._groups)
 
-    def run(self) -> Iterator[Cell]:
-        """Train and measure cell after cell; yields each as soon as it is known."""
-        start = self._start()
-        count = min(self.plan.n, len(self._data))
-        batch = self._data.batch(indices_of_step(len(self._data), count, self.plan.seed, 0))
-        yardstick = Yardstick(batch, f"{count} images of {self._data.name}", judge_of(load_model(start)))
+    def run(self) -> Iterator[Doing]:
+        """Train and measure cell after cell, each of which is then among the cells; yields after every step."""
+        start = self.plan.model or str(self.folder / "start")
+        if not self.plan.model:
+            yield from self._train_start(start)
+        model = load_model(start)
+        yardstick = yardstick_of(self._data, self.plan.n, self.plan.seed, judge_of(model))
+        self.before = self._rows(model, (1, 2, 3, 4), "before", yardstick)
         for group in self._groups:
             for name in GROUPS[group]:
-                self.cells.append(self._cell(group, name, start, yardstick))
-                yield self.cells[-1]
-        self._measure = yardstick.describe(self.plan.n)
+                yield from self._cell(group, name, start, yardstick)
+        self.measure = yardstick.describe(self.plan.n)
+        self.floor = yardstick.floor(self.rows, self.plan.n)
+
+    @property
+    def rows(self) -> list[Row]:
+        """Everything that was measured."""
+        return [*self.before, *(row for cell in self.cells for row in cell.rows)]
 
     def report(self) -> dict[str, Any]:
         """Everything that was measured, and how, JSON-able; once all cells are known."""
-        return {"plan": asdict(self.plan), "measure": self._measure, "cells": [asdict(cell) for cell in self.cells]}
+        cells, before = [asdict(cell) for cell in self.cells], [asdict(row) for row in self.before]
+        said = {"plan": asdict(self.plan), "measure": self.measure, "floor": self.floor}
+        return {**said, "before": before, "cells": cells}
 
     def config(self, group: str, name: str, start: str) -> RunConfig:
         """Write the run of a cell down."""
-        train = (f"train.steps={self.plan.steps}", f"train.seed={self.plan.seed}")
-        changes = (*train, "e2e.terms.energy.features=pixels,random", *GROUPS[group][name])
-        return configured("digits-e2e", init=start, data=self.plan.data, overrides=changes)
+        train = replace(CHAINS, steps=self.plan.steps, seed=self.plan.seed, precision="no")
+        run = RunConfig(data=self.plan.data, objective="e2e", e2e=E2EConfig(init=start, terms=_BOTH), train=train)
+        return override(run, GROUPS[group][name])
 
     @property
     def _groups(self) -> tuple[str, ...]:
         return self.plan.groups or tuple(GROUPS)
+
+    def _loaded(self) -> Images:
+        """The images, made to fit the model, and refused now if they do not."""
+        if not self.plan.model:
+            return load_data(self.plan.data)
+        _, height, width = load_model(self.plan.model).shape
+        data = load_data(self.plan.data, size=height if height == width else None)
+        model_config(self.config("terms", "adv", self.plan.model), data)
+        return data
 
     def _refuse_another(self) -> None:
         path, asked = self.folder / "plan.json", {**asdict(self.plan), "groups": None}
@@ -170,36 +210,38 @@ class Ablation:
             )
         write_json(path, asked)
 
-    def _start(self) -> str:
-        """The model that every cell starts from; trained now if there is none."""
-        if self.plan.model:
-            return self.plan.model
-        folder = self.folder / "start"
+    def _train_start(self, folder: str) -> Iterator[Doing]:
         base = PRESETS["digits"]
-        for _ in train_steps(replace(base, train=replace(base.train, seed=self.plan.seed)), folder, data=self._data):
-            pass
-        return str(folder)
+        run = replace(base, train=replace(base.train, seed=self.plan.seed))
+        for report in train_steps(run, folder, data=self._data):
+            yield Doing(f"a model to start from, step {report.step} of {run.train.steps}")
 
-    def _cell(self, group: str, name: str, start: str, yardstick: Yardstick) -> Cell:
+    def _cell(self, group: str, name: str, start: str, yardstick: Yardstick) -> Iterator[Doing]:
         config, done = self.config(group, name, start), self.folder / f"{group}-{name}" / "cell.json"
         if done.exists():
             content = read_json(done)
-            return Cell(**{**content, "rows": tuple(Row(**row) for row in content["rows"])})
-        same = next((cell for cell in self.cells if self.config(cell.group, cell.name, start) == config), None)
-        cell = same or self._trained(config, group, name, yardstick)
-        rows = tuple(replace(row, name=f"{group}: {name}") for row in cell.rows)
-        cell = replace(cell, group=group, name=name, rows=rows)
-        write_json(output_dir(done.parent) / done.name, asdict(cell))
-        return cell
+            cell = Cell(**{**content, "rows": tuple(Row(**row) for row in content["rows"])})
+        else:
+            same = next((cell for cell in self.cells if self.config(cell.group, cell.name, start) == config), None)
+            cell = same or (yield from self._trained(config, group, name, yardstick))
+            said = f"{group}: {name}{' (reads data)' if cell.leaky else ''}"
+            rows = tuple(replace(row, name=said) for row in cell.rows)
+            cell = replace(cell, group=group, name=name, rows=rows)
+            write_json(output_dir(done.parent) / done.name, asdict(cell))
+        self.cells.append(cell)
+        yield Doing(f"{group}: {name}", advance=1)
 
-    def _trained(self, config: RunConfig, group: str, name: str, yardstick: Yardstick) -> Cell:
-        folder, seeds = self.folder / f"{group}-{name}", seeds_of(self.plan.seed, self.plan.n)
+    def _trained(self, config: RunConfig, group: str, name: str, yardstick: Yardstick) -> Generator[Doing, None, Cell]:
+        folder = self.folder / f"{group}-{name}"
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", CollapseWarning)  # a cell that collapses is here to be seen
             reports = train_steps(config, folder, data=self._data)
-        for _ in reports:
-            pass
-        model = load_model(folder)
-        rows = [sampled(model, chain_of(model, steps), seeds, name, yardstick)[0] for steps in config.e2e.counts]
-        leaky = config.e2e.coupling.name == "leaky"
-        return Cell(group, name, tuple(rows), leaky, "; ".join(str(warning.message) for warning in said))
+        for report in reports:
+            yield Doing(f"{group}: {name}, step {report.step} of {config.train.steps}")
+        rows = self._rows(load_model(folder), config.e2e.counts, name, yardstick)
+        warned = "; ".join(str(warning.message) for warning in said)
+        return Cell(group, name, rows, config.e2e.coupling.name == "leaky", warned)
+
+    def _rows(self, model: Model, counts: Iterable[int], name: str, yardstick: Yardstick) -> tuple[Row, ...]:
+        seeds = seeds_of(self.plan.seed, self.plan.n)
+        return tuple(sampled(model, chain_of(model, steps), seeds, name, yardstick)[0] for steps in counts)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,112 +23,25 @@ import torch
 from torch import Tensor
 
 from fewstep._files import output_dir, read_json, write_json
-from fewstep.data import Batch, ImageData, Images, indices_of_step, load_data, to_uint8, to_unit
-from fewstep.errors import ConfigError
+from fewstep.data import Batch, ImageData, Images, load_data, to_uint8, to_unit
+from fewstep.errors import CheckpointError, ConfigError
 from fewstep.experiments.compare import judge_of
-from fewstep.experiments.few_steps import Row, Yardstick, chain_of, sampled, told
+from fewstep.experiments.convert_plan import ConvertPlan, Sizes
+from fewstep.experiments.few_steps import Row, Yardstick, chain_of, sampled, told, yardstick_of
 from fewstep.experiments.runs import seeds_of
-from fewstep.models import Part, load_model
+from fewstep.models import load_model
 from fewstep.networks import Vocabulary
 from fewstep.objectives.couplings import Pairs, join_pairs, make_pairs, read_pairs, write_pairs
 from fewstep.sampling import Chained
-from fewstep.training import E2EConfig, RunConfig, StepReport, TrainConfig, build, train_steps
+from fewstep.training import RunConfig, StepReport, build, model_config, train_steps
 from fewstep.training.e2e_couplings import PAIRS, teacher_of
 
-__all__ = ["Conversion", "ConvertPlan", "Sizes"]
+__all__ = ["Conversion"]
 
 _PART = 256  # pairs that are made at a time and kept
 _UNSEEN = 10_000_000  # distance of the seeds that are measured from those that are trained on
 _LEAST, _MOST = 512, 50_000  # pairs
 _FOR_PAIRS, _FOR_STEPS = 0.3, 0.6  # shares of the time; the rest goes into timing, measuring and writing
-
-
-@dataclass(frozen=True)
-class ConvertPlan:
-    """What to convert, into what.
-
-    Args:
-        model: a bundled model or a model folder.
-        steps: numbers of steps of the new model, each 1 to 8.
-        minutes: for everything, on the machine it is planned on.
-        data: a source of images; empty does without.
-        solver: of the teacher, a deterministic one.
-        nfe: calls that the teacher makes per sample.
-        guidance: of the teacher, which the new model has learned for good; 1 is none.
-        batch: conditions per training step.
-        seed: of noise, order and critic.
-
-    Raises:
-        ConfigError: if there is no time.
-    """
-
-    model: str = "mnist"
-    steps: tuple[int, ...] = (2,)
-    minutes: float = 5.0
-    data: str = ""
-    solver: str = "evodiff"
-    nfe: int = 10
-    guidance: float = 1.0
-    batch: int = 64
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.minutes < 1e6:
-            raise ConfigError(f"A conversion in {self.minutes:g} minutes", "Some minutes", "Use --minutes 5")
-
-    def run(self, name: str, size: Sizes, captioned: bool) -> RunConfig:
-        """Write the training down.
-
-        Args:
-            name: of the new model.
-            size: numbers of steps.
-            captioned: whether the model reads captions, of which no two images have the same.
-
-        Returns:
-            The end-to-end run.
-        """
-        told = {"solver": self.solver, "nfe": self.nfe, "guidance": self.guidance}
-        # Images are matched with pairs of their own condition; where that is a caption, pairs are made for each batch.
-        pairs = Part("teacher", told) if self.data and captioned else Part("pairs", {"data_free": not self.data})
-        return RunConfig(
-            name=name,
-            data=self.data or "samples of the teacher",
-            objective="e2e",
-            e2e=E2EConfig(init=self.model, steps=self.steps, coupling=pairs, terms=_TERMS),
-            train=replace(_TRAIN, steps=size.train_steps, batch=self.batch, seed=self.seed),
-        )
-
-
-_TERMS: Mapping[str, Mapping[str, Any]] = {
-    "huber": {"weight": 1.0},
-    "perceptual": {"weight": 1.0, "features": "random,self"},
-    "energy": {"weight": 1.0, "features": "pixels,random"},
-    "adversarial": {"weight": 1.0},
-}
-_TRAIN = TrainConfig(
-    lr=2e-4,
-    warmup=10,
-    decay=0.5,
-    betas=(0.0, 0.99),
-    clip=2.0,
-    ema=0.99,
-    precision="bf16",
-    checkpoint_every=50,
-    players={"critic": {"lr": 4e-4, "clip": 0.0}},
-)
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What was planned from timing.
-
-    Args:
-        pairs: pairs of noise and teacher's sample.
-        train_steps: steps of training.
-    """
-
-    pairs: int
-    train_steps: int
 
 
 @dataclass(frozen=True)
@@ -173,9 +86,12 @@ class Conversion:
     """
 
     def __init__(self, plan: ConvertPlan, folder: str | Path, device: str = "cpu") -> None:
-        self.plan, self.folder, self.model = plan, output_dir(folder), load_model(plan.model, device)
-        self._teacher = teacher_of(self.model, plan.solver, plan.nfe, plan.guidance, data_free=True)
-        self._data = load_data(plan.data) if plan.data else None
+        self.plan, self.model, self.size = plan, load_model(plan.model, device), Sizes(_LEAST, 1)
+        self._teacher = teacher_of(self.model, plan.solver, plan.nfe or 0, plan.guidance, data_free=True)
+        self._data = load_data(plan.data, size=self._side or None) if plan.data else None
+        if self._data is not None:
+            model_config(self.config, self._data)  # refuses images that are not the model's, before anything is made
+        self.folder = self._output(folder)
         self.pictures: dict[tuple[str, int], Tensor] = {}
         self.size = self._planned()
 
@@ -188,7 +104,12 @@ class Conversion:
     def config(self) -> RunConfig:
         """The training, as written down."""
         name = f"{self.model.config.name}-{'-'.join(map(str, self.plan.steps))}step"
-        return self.plan.run(name, self.size, self.model.config.captions is not None)
+        return self.plan.run(name, self.size, self.model.config.captions is not None, self._side)
+
+    @property
+    def nfe(self) -> int:
+        """Calls that the teacher makes per sample."""
+        return self._teacher.solver.nfe(self._teacher.grid)
 
     def make_pairs(self) -> Iterator[int]:
         """Sample the teacher; yields the number of pairs after each part."""
@@ -212,10 +133,13 @@ class Conversion:
         """Hold n real images or, without any, as many samples of the teacher against what is measured."""
         judge, seeds = judge_of(self.model), seeds_of(self.plan.seed + 2 * _UNSEEN, n)
         if self._data is not None:
-            batch = self._data.batch(indices_of_step(len(self._data), min(n, len(self._data)), self.plan.seed, 0))
-            return Yardstick(batch, f"{len(batch)} images of {self._data.name}", judge)
+            return yardstick_of(self._data, n, self.plan.seed, judge)
         pairs = make_pairs(self._teacher, self._like, seeds, cond=told(self.model, seeds))
-        return Yardstick(Batch(pairs.x, pairs.cond), f"{n} others of the teacher at {self.plan.nfe} calls", judge)
+        return Yardstick(Batch(pairs.x, pairs.cond), f"{n} others of the teacher at {self.nfe} calls", judge)
+
+    def floor(self, yardstick: Yardstick, rows: Sequence[Row], n: int) -> str:
+        """Say which distance is as good as nothing."""
+        return yardstick.floor(rows, n) or "Floor: the last row, other samples of the teacher that is the reference."
 
     def measure(self, yardstick: Yardstick, n: int = 1000) -> Iterator[Row]:
         """Compare the model as it was, the new one and the teacher, on seeds that training did not see.
@@ -235,6 +159,23 @@ class Conversion:
         row, self.pictures["teacher", teacher.grid.steps] = sampled(self.model, teacher, seeds, "teacher", yardstick)
         yield row
 
+    def _output(self, folder: str | Path) -> Path:
+        """Make the folder; refuses one that holds a model or another run, which would be overwritten or mixed up."""
+        path = Path(folder)
+        if (path / "config.json").exists() and not (path / "plan.json").exists():
+            raise ConfigError(
+                f"{path} holds a model that no conversion made",
+                "A conversion writes its model into a folder of its own",
+                "Choose another --out",
+            )
+        return output_dir(path)
+
+    @property
+    def _side(self) -> int:
+        """Height and width of the model's images, if they are the same."""
+        _, height, width = self.model.shape
+        return height if height == width else 0
+
     def _planned(self) -> Sizes:
         path = self.folder / "plan.json"
         if path.exists():
@@ -245,26 +186,35 @@ class Conversion:
                     f"Asked is {_plain(self.plan)}",
                     "Restore the options, or choose another folder",
                 )
-            return Sizes(**content["size"])
+            try:
+                return Sizes(**content["size"])
+            except (KeyError, TypeError) as error:
+                raise CheckpointError(
+                    f"{path} does not say what was planned ({error})",
+                    "It has a plan, and the numbers of pairs and steps",
+                    "Restore it from a copy, or choose another folder",
+                ) from error
         size = self._timed()
         write_json(path, {"plan": _plain(self.plan), "size": asdict(size)})
         return size
 
     def _timed(self) -> Sizes:
         """Plan from one batch of pairs and one training step of every kind, each after one that only warms up."""
-        seconds = 60 * self.plan.minutes
+        seconds, of_pairs = 60 * self.plan.minutes, 0.0
         with tempfile.TemporaryDirectory() as place:
-            self.size = Sizes(_PART, 1 + len(self.plan.steps))
-            started = time.perf_counter()
-            pairs = self._pairs(0, _PART)
-            per_pair = (time.perf_counter() - started) / _PART
-            write_pairs(Path(place) / PAIRS, pairs)
+            self.size = Sizes(_PART if self._needs_pairs else 0, 1 + len(self.plan.steps))
+            if self._needs_pairs:
+                started = time.perf_counter()
+                pairs = self._pairs(0, _PART)
+                of_pairs = (time.perf_counter() - started) / _PART
+                write_pairs(Path(place) / PAIRS, pairs)
             quiet = replace(self.config, train=replace(self.config.train, steps=1000, checkpoint_every=1000))
             trainer = build(quiet, self._images(Path(place)), place)
             took = [next(steps).seconds for steps in [trainer.steps()] for _ in range(self.size.train_steps)]
-        per_step = sum(took[1:]) / len(self.plan.steps)
-        n = min(max(round(_FOR_PAIRS * seconds / per_pair), _LEAST), _MOST)
-        return Sizes(n, max(round((_FOR_STEPS * seconds + _FOR_PAIRS * seconds - n * per_pair) / per_step), 1))
+        of_step = sum(took[1:]) / len(self.plan.steps)
+        n = min(max(round(_FOR_PAIRS * seconds / of_pairs), _LEAST), _MOST) if of_pairs else 0
+        n_steps = max(round(((_FOR_PAIRS + _FOR_STEPS) * seconds - n * of_pairs) / of_step), 1)
+        return Sizes(n, n_steps, round(n * of_pairs + n_steps * of_step, 2))
 
     @property
     def _like(self) -> Tensor:
@@ -277,7 +227,8 @@ class Conversion:
     def _pairs(self, first: int, n: int) -> Pairs:
         """Pairs of the n images from number `first` on."""
         seeds = seeds_of(self.plan.seed + first, n)
-        return make_pairs(self._teacher, self._like, seeds, cond=told(self.model, seeds))
+        pairs = make_pairs(self._teacher, self._like, seeds, cond=told(self.model, seeds))
+        return replace(pairs, made_by=self.model.fingerprint)
 
     def _images(self, place: Path) -> Images:
         """The data or, without any, the teacher's samples."""

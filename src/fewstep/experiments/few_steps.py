@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from fewstep.data import Batch
+from fewstep.data import Batch, Images, indices_of_step
+from fewstep.experiments.evaluation.quality import floor_note
 from fewstep.experiments.runs import captions_of, conditions, draw
 from fewstep.features import RandomConv
 from fewstep.metrics import Judge, frechet_distance, image_moments
@@ -14,7 +16,7 @@ from fewstep.models import Chain, Model
 from fewstep.objectives import spread_of
 from fewstep.sampling import Chained, resolve
 
-__all__ = ["Row", "Yardstick", "chain_of", "sampled", "told"]
+__all__ = ["Row", "Yardstick", "chain_of", "sampled", "told", "yardstick_of"]
 
 _UNSEEN = 20_241_230  # seed of random filters that no training uses
 
@@ -50,10 +52,11 @@ class Yardstick:
         reference: images (n, c, h, w) in [-1, 1] with their conditions, as the model is told them.
         said: what they are, for reports.
         judge: features and reference of distances; None takes random filters of a seed of its own, and `reference`.
+        others: more images of the same kind, whose distance is the floor; None if there are none.
     """
 
-    def __init__(self, reference: Batch, said: str, judge: Judge | None = None) -> None:
-        self.reference, self.said, self.judge = reference, said, judge
+    def __init__(self, reference: Batch, said: str, judge: Judge | None = None, others: Tensor | None = None) -> None:
+        self.reference, self.said, self.judge, self._others = reference, said, judge, others
         self._features = RandomConv(reference.x0.shape[1], seed=_UNSEEN)
         self._moments = image_moments(self._features, reference.x0)
         self._spread = spread_of(reference)
@@ -62,6 +65,14 @@ class Yardstick:
         """Say what a distance of n images is."""
         other = f"Fréchet distance in {self._features.name} between {n} images and {self.said}"
         return self.judge.describe(n) if self.judge else other
+
+    def floor(self, rows: Sequence[Row], n: int) -> str:
+        """Say which distance is as good as nothing, in rows of n images each; empty if it is not known."""
+        if self.judge is not None:
+            return floor_note(self.judge, n, rows[-1].distance)
+        if self._others is None:
+            return ""
+        return f"Floor: {len(self._others):,} others of the same images are at {self.distance(self._others):.3g}."
 
     def distance(self, images: Tensor) -> float:
         """Measure the distance of images (n, c, h, w) to the reference."""
@@ -94,6 +105,15 @@ def sampled(model: Model, way: Chained, seeds: range, name: str, yardstick: Yard
     drawn = draw(model, way.solver, way.grid, seeds, cond=cond)
     made = Batch(drawn.images, cond and {name: value.cpu() for name, value in cond.items()})
     return yardstick.row(name, way.grid.steps, made, drawn.nfe, drawn.seconds), drawn.images
+
+
+def yardstick_of(data: Images, n: int, seed: int, judge: Judge | None) -> Yardstick:
+    """Take n images of a data set for reference and, as far as there are any, as many others for the floor."""
+    batch = data.batch(indices_of_step(len(data), min(2 * n, len(data)), seed, 0))
+    n = min(n, len(data))
+    few = Batch(batch.x0[:n], batch.cond and {name: value[:n] for name, value in batch.cond.items()})
+    others = batch.x0[n:] if len(batch) > n + 1 else None
+    return Yardstick(few, f"{n} images of {data.name}", judge, others)
 
 
 def chain_of(model: Model, steps: int) -> Chained:

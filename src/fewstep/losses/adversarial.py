@@ -23,6 +23,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from fewstep._tensor import normal_like
 from fewstep.denoisers import Cond
 from fewstep.errors import ConfigError
 from fewstep.losses.base import Outcome, Role, View, check_draws, repeated
@@ -148,7 +149,7 @@ def gradient_penalty(
         Lin et al. 2025, arXiv:2511.22475, for the idea; written from the formula above. Departs from it in: possibly
         the scale, which is that of the exact gradient here.
     """
-    return ((critic(x + eps * _normal_like(x, generator)) - logits) / eps) ** 2
+    return ((critic(x + eps * normal_like(x, generator)) - logits) / eps) ** 2
 
 
 @dataclass(frozen=True)
@@ -285,15 +286,10 @@ def _noisy(x: Tensor, level: NoiseLevel, generator: Generator) -> Tensor:
     """Bring every draw of samples (k, b, *d) to its pair's level (b,), each with its own noise."""
     rows = x.flatten(0, 1)
     everywhere = NoiseLevel(level.alpha.repeat(len(x)), level.sigma.repeat(len(x)))
-    return perturb(rows, _normal_like(rows, generator), everywhere).view_as(x)
+    return perturb(rows, normal_like(rows, generator), everywhere).view_as(x)
 
 
 def _frozen(critic: nn.Module) -> Callable[..., Any]:
     """The critic with constants for weights: gradients go through it, and none to it."""
     weights = {name: weight.detach() for name, weight in critic.named_parameters()}
     return lambda *arguments: functional_call(critic, weights, arguments)
-
-
-def _normal_like(x: Tensor, generator: Generator) -> Tensor:
-    """Standard normal numbers from the host, shape, dtype and device of x."""
-    return torch.randn(x.shape, dtype=x.dtype, generator=generator).to(x.device)

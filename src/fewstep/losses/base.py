@@ -36,19 +36,26 @@ class Outcome(NamedTuple):
 
     Attributes:
         fake: final samples, shape (k, b, *d): k draws for each of b conditions. Only the first draw is paired.
-        target: what each first draw is paired with, shape (b, *d); also a draw of the data given the condition.
+        target: what each first draw is paired with, shape (b, *d).
         real: real samples of the same conditions, shape (b, *d).
         cond: the conditions, b of each.
+        tied: whether the noise of the first draws knows the real samples, which makes the two no independent draws.
     """
 
     fake: Tensor
     target: Tensor
     real: Tensor
     cond: Cond = None
+    tied: bool = False
+
+    @property
+    def free(self) -> Tensor:
+        """The draws that know nothing of the real samples but the condition: all, or all but the first."""
+        return self.fake[int(self.tied) :]
 
     def through(self, view: View) -> Outcome:
         """See samples, targets and real images alike through a view."""
-        return Outcome(view(self.fake), view(self.target), view(self.real), self.cond)
+        return self._replace(fake=view(self.fake), target=view(self.target), real=view(self.real))
 
     def flat(self) -> tuple[Tensor, Cond]:
         """Return all draws as one batch (k * b, *d), draw by draw, and their conditions, repeated for each draw."""

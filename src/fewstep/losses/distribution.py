@@ -77,7 +77,7 @@ class RBF:
         ConfigError: if there are none, or one is not above 0.
 
     Source:
-        Gretton et al. 2012, JMLR 13, Section 8; several widths as in Li et al. 2015, arXiv:1502.02761, Section 2.2.
+        Gretton et al. 2012, JMLR 13, Section 8; several widths as in Li et al. 2015, arXiv:1502.02761.
         Departs from it in: the median of the real images alone, so that samples cannot widen the kernel.
     """
 
@@ -94,7 +94,10 @@ class RBF:
 
         def pairs(x: Tensor, y: Tensor) -> Tensor:
             squared = _squared_distances(x - centre, y - centre) / median
-            return torch.stack([(squared / (-2 * width**2)).exp() for width in self.widths]).mean(0)
+            total = squared.new_zeros(())
+            for width in self.widths:  # summed as they come: a stack would hold them all twice
+                total = total + (squared / (-2 * width**2)).exp()
+            return total / len(self.widths)
 
         return pairs
 
@@ -108,9 +111,9 @@ class MMD:
 
     .. math:: \frac{1}{b (b-1)} \sum_{i \ne j} \big[ k(F_i, F_j) + k(x_i, x_j) - k(F_i, x_j) - k(x_i, F_j) \big]
 
-    Rows that share a condition are never compared, so that the mean is right under every coupling and for conditional
-    data too, where draws of one condition resemble each other; a kernel of several draws is the mean over them. Single
-    values may be negative.
+    Draws and real sample of one row are never compared, so that the mean is right under every coupling and for
+    conditional data too, where draws of one condition resemble each other; a kernel of several draws is the mean over
+    them. Single values may be negative.
 
     Args:
         features: differentiable map from images (n, \*d) to vectors (n, dim).

@@ -6,13 +6,15 @@ with independent draws :math:`F, F'` of one condition and the Euclidean norm ove
 sum of scores of single pixels would know nothing of how pixels go together. Its expectation over x is smallest where F
 is distributed as x given the condition, and nowhere else, even though every condition comes with a single x.
 
-Two things keep that true here:
+Three things keep that true here:
 
 * Norms are rounded off, :math:`\rho(d) = (|d|^2 + \epsilon^2)^{\beta/2}`, so that gradients stay finite between equal
   images. Up to a constant this is :math:`\int (1 - e^{-t |d|^2})\, d\nu(t)` with a measure :math:`\nu \ge 0`, a mixture
   of Gaussian kernels of all widths, as the norm itself is, so the score stays strictly proper.
-* Spaces differ in scale. Distances are divided by a typical distance between the *other* targets of the batch, which
-  knows neither the x that is scored nor any weights, so minima stay where they are.
+* A draw whose noise was paired with x is no independent draw. It is not held against x, only against the other draws;
+  else the score would ask for more variety than the data have, by a quarter where nine tenths of the pair are learned.
+* Spaces differ in scale. Distances are divided by a typical distance between the *other* real samples of the batch,
+  which knows neither the x that is scored nor any weights, so minima stay where they are.
 """
 
 from __future__ import annotations
@@ -35,7 +37,13 @@ _FLAT = 1e-3  # typical distance per number where all targets are alike
 
 
 def energy_score(
-    fake: Tensor, target: Tensor, scale: Tensor | float = 1.0, beta: float = 1.0, smooth: float = _SMOOTH
+    fake: Tensor,
+    target: Tensor,
+    scale: Tensor | float = 1.0,
+    beta: float = 1.0,
+    smooth: float = _SMOOTH,
+    *,
+    tied: bool = False,
 ) -> Tensor:
     r"""Estimate the energy score of each target without bias.
 
@@ -48,6 +56,7 @@ def energy_score(
         scale: s, a number or shape (b,), units of the data.
         beta: exponent in (0, 2).
         smooth: epsilon, in units of s.
+        tied: whether the first draw is no independent one; then the first mean runs over the others.
 
     Returns:
         Scores, shape (b,). Differentiable in fake and target, also where they are equal.
@@ -61,7 +70,7 @@ def energy_score(
         return (d.square().sum(-1) / scale**2 + smooth**2) ** (beta / 2)
 
     i, j = torch.triu_indices(len(fake), len(fake), offset=1, device=fake.device)
-    return rho(fake - target).mean(0) - rho(fake[i] - fake[j]).mean(0) / 2
+    return rho(fake[int(tied) :] - target).mean(0) - rho(fake[i] - fake[j]).mean(0) / 2
 
 
 def typical_distance(vectors: Tensor) -> Tensor:
@@ -82,8 +91,8 @@ def typical_distance(vectors: Tensor) -> Tensor:
     b, n = vectors.shape
     if b < 3:
         raise ShapeError(
-            f"{b} targets to measure a typical distance of the others",
-            "At least 3 targets in a batch",
+            f"{b} real samples to measure a typical distance of the others",
+            "At least 3 of them in a batch",
             "Use a larger batch, or give the energy score a fixed scale=",
         )
     vectors = vectors.detach()
@@ -99,11 +108,11 @@ class EnergyScore:
     Args:
         features: the spaces; every map of each is compared as one vector. None for the pixels, or numbers, alone.
         beta: exponent in (0, 2); 1 is the usual score, and smaller ones look more at small distances.
-        scale: a fixed typical distance for all spaces, or None to measure it on the targets of the batch.
+        scale: a fixed typical distance for all spaces, or None to measure it on the real samples of the batch.
 
     Raises:
         ConfigError: if beta or scale is outside its range, or there is no space.
-        ShapeError: when called, if there are fewer than 2 draws, or fewer than 3 targets and no scale.
+        ShapeError: when called, if there are fewer than 2 draws, or fewer than 3 real samples and no scale.
     """
 
     features: Sequence[Maps] | None = None
@@ -125,19 +134,19 @@ class EnergyScore:
             )
 
     def __call__(self, outcome: Outcome, generator: Generator) -> Tensor:
-        """Average the scores of all draws; each target scores the draws of its own condition."""
+        """Average the scores of all draws; each real sample scores the draws of its own condition."""
         check_draws(outcome, 2, "EnergyScore")
         spaces = self.features or (PixelMaps(),)
         return torch.stack([self._of_space(maps, outcome) for maps in spaces]).mean()
 
     def _of_space(self, maps: Maps, outcome: Outcome) -> Tensor:
         """Score the outcome in every map of one space, and average."""
-        pairs = zip(maps(*outcome.flat()), maps(outcome.target, outcome.cond), strict=True)
-        return torch.stack([self._of_map(fake, target).mean() for fake, target in pairs]).mean()
+        pairs = zip(maps(*outcome.flat()), maps(outcome.real, outcome.cond), strict=True)
+        return torch.stack([self._of_map(*pair, outcome.tied).mean() for pair in pairs]).mean()
 
-    def _of_map(self, fake: Tensor, target: Tensor) -> Tensor:
-        """Score draws (k * b, ...) by targets (b, ...): (b,)."""
-        target = precise(target).flatten(1)
-        fake = precise(fake).reshape(-1, *target.shape)
-        scale = typical_distance(target) if self.scale is None else self.scale
-        return energy_score(fake, target, scale, self.beta)
+    def _of_map(self, fake: Tensor, real: Tensor, tied: bool) -> Tensor:
+        """Score draws (k * b, ...) by real samples (b, ...): (b,)."""
+        real = precise(real).flatten(1)
+        fake = precise(fake).reshape(-1, *real.shape)
+        scale = typical_distance(real) if self.scale is None else self.scale
+        return energy_score(fake, real, scale, self.beta, tied=tied)

@@ -1,10 +1,11 @@
-r"""Moment reconstruction: the mean of a condition's samples is drawn to its targets, single samples are not.
+r"""Moment reconstruction: the mean of a condition's samples is drawn to that of the data, single samples are not.
 
-For independent draws of one condition the errors :math:`e_i = F_i - x` have, given x,
+For independent draws of one condition, which know nothing else of x,
 
-.. math:: E\,\langle e_i, e_j \rangle = |E[F \mid c] - x|^2, \quad i \ne j,
+.. math:: E\,\langle F_i, F_j \rangle - 2\, E\,\langle F_i, x \rangle + |x|^2 = |E[F \mid c] - x|^2, \quad i \ne j,
 
-the squared error of the mean without the variance of the samples, which plain reconstruction adds and so taxes.
+the squared error of the mean without the variance of the samples, which plain reconstruction adds and so taxes. A draw
+whose noise was paired with x is left out of the second mean: there it would be rewarded without bound for resembling x.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ __all__ = ["MomentReconstruction"]
 class MomentReconstruction:
     r"""Squared error of the mean sample, estimated without bias from pairs of different draws.
 
-    .. math:: \frac{1}{n\,k (k - 1)} \sum_{i \ne j} \langle F_i - x, F_j - x \rangle
+    .. math:: \frac1n \Bigl( \frac{1}{k (k - 1)} \sum_{i \ne j} \langle F_i, F_j \rangle
+              - \frac{2}{|free|} \sum_{i \in free} \langle F_i, x \rangle + |x|^2 \Bigr)
 
     Its estimate may be negative. It needs a distribution term beside it: alone it says nothing about single samples.
     """
@@ -34,7 +36,6 @@ class MomentReconstruction:
     def __call__(self, outcome: Outcome, generator: Generator) -> Tensor:
         """Average over the batch and the n numbers of an image; ShapeError for fewer than 2 draws."""
         check_draws(outcome, 2, "MomentReconstruction")
-        errors = (precise(outcome.fake) - precise(outcome.target)).flatten(2)
-        k, _, n = errors.shape
-        products = errors.sum(0).square() - errors.square().sum(0)  # (b, n): over i != j
-        return products.sum(1).mean() / (n * k * (k - 1))
+        fake, real, k = precise(outcome.fake), precise(outcome.real), len(outcome.fake)
+        products = (fake.sum(0).square() - fake.square().sum(0)) / (k * (k - 1))  # mean over i != j
+        return (products - 2 * precise(outcome.free).mean(0) * real + real.square()).mean()

@@ -11,12 +11,11 @@ from torch import nn
 from fewstep.networks.base import Network
 from fewstep.networks.caption import CaptionEncoder, Vocabulary
 from fewstep.networks.classifier import SmallClassifier
-from fewstep.networks.critic import CRITICS, PixelCritic, ProjectedCritic, VectorCritic
+from fewstep.networks.critic import PixelCritic, ProjectedCritic, VectorCritic
 from fewstep.networks.space_to_depth import SpaceToDepthNet
 from fewstep.networks.unet import UNet
 
 __all__ = [
-    "CRITICS",
     "NETWORKS",
     "CaptionEncoder",
     "Network",

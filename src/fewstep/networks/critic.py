@@ -25,7 +25,7 @@ from fewstep.errors import ConfigError, ShapeError
 from fewstep.networks.embeddings import Conditioning
 from fewstep.networks.layers import HighPass, check_counts, check_images
 
-__all__ = ["CRITICS", "PixelCritic", "ProjectedCritic", "VectorCritic"]
+__all__ = ["PixelCritic", "ProjectedCritic", "VectorCritic"]
 
 _SLOPE = 0.2  # of LeakyReLU below zero
 _COARSE = 8  # images are halved until no side is longer
@@ -279,6 +279,3 @@ class VectorCritic(nn.Module):
             )
         out: Tensor = self.logit(self.body(x), cond, noise_label)
         return out
-
-
-CRITICS: dict[str, type[nn.Module]] = {"pixel": PixelCritic, "projected": ProjectedCritic, "vector": VectorCritic}

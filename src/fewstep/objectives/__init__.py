@@ -1,8 +1,8 @@
 """Objectives: what is minimised, one file per paper (floor 5)."""
 
-from fewstep.objectives.base import CRITIC, GENERATOR, Objective, Turn, normal_like
+from fewstep._tensor import normal_like
+from fewstep.objectives.base import CRITIC, GENERATOR, Objective, Turn
 from fewstep.objectives.couplings import (
-    COUPLINGS,
     OT,
     Coupled,
     Coupling,
@@ -23,7 +23,6 @@ from fewstep.objectives.gradients import Gradient, RandomExit, RandomSteps, Thro
 from fewstep.objectives.guard import Finding, Guard, Weighted, diagnose, spread_of
 
 __all__ = [
-    "COUPLINGS",
     "CRITIC",
     "E2E",
     "GENERATOR",

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Generator, Tensor
 
 from fewstep.data import Batch
 
-__all__ = ["CRITIC", "GENERATOR", "Objective", "Turn", "normal_like"]
+__all__ = ["CRITIC", "GENERATOR", "Objective", "Turn"]
 
 GENERATOR = "generator"  # the player whose moving average becomes the model
 CRITIC = "critic"  # the player that learns to tell samples from data
@@ -57,16 +56,3 @@ class Objective(Protocol):
             The turns, in order.
         """
         ...
-
-
-def normal_like(x: Tensor, generator: Generator) -> Tensor:
-    """Draw standard normal noise of x's shape, dtype and device from a generator on the host.
-
-    Beside a GPU, the host's generator only seeds one on the device: drawing millions of numbers on the host and
-    copying them over would cost more than the training step.
-    """
-    if x.device.type == "cpu":
-        return torch.randn(x.shape, dtype=x.dtype, generator=generator)
-    seed = int(torch.randint(2**62, (), generator=generator))
-    on_device = Generator(x.device).manual_seed(seed)
-    return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=on_device)

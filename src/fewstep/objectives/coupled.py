@@ -9,11 +9,11 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Generator, Tensor
 
+from fewstep._tensor import normal_like
 from fewstep.data import Batch
 from fewstep.denoisers import Cond
 from fewstep.errors import LevelError
 from fewstep.noise import NoiseLevel, Schedule, perturb
-from fewstep.objectives.base import normal_like
 
 __all__ = ["Coupled", "Coupling", "Independent", "Leaky"]
 
@@ -27,6 +27,7 @@ class Coupled(NamedTuple):
         cond: the conditions of z and of its target, batch first; the denoiser is told these.
         real: real samples under the same conditions, shape (b, \*d), for losses that compare distributions.
         start: the level of z, scalars, where it is not pure noise.
+        tied: whether z may know more of `real` than its condition.
     """
 
     z: Tensor
@@ -34,6 +35,7 @@ class Coupled(NamedTuple):
     cond: Cond
     real: Tensor
     start: NoiseLevel | None = None
+    tied: bool = True
 
 
 class Coupling(Protocol):
@@ -41,7 +43,7 @@ class Coupling(Protocol):
 
     @property
     def paired(self) -> bool:
-        """Whether the target depends on z, given the condition."""
+        """Whether z says, beside the condition, which target it belongs to, so that pointwise losses do not blur."""
         ...
 
     @property
@@ -71,7 +73,7 @@ class Independent:
 
     def __call__(self, batch: Batch, generator: Generator) -> Coupled:
         """Standard normal noise beside every image."""
-        return Coupled(normal_like(batch.x0, generator), batch.x0, batch.cond, batch.x0)
+        return Coupled(normal_like(batch.x0, generator), batch.x0, batch.cond, batch.x0, tied=False)
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Leaky:
 
     schedule: Schedule
     lam: float
-    paired: ClassVar[bool] = True
+    paired: ClassVar[bool] = False
     leaky: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

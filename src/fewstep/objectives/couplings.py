@@ -26,14 +26,11 @@ draws in transport.py.
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 from fewstep.objectives.coupled import Coupled, Coupling, Independent, Leaky
 from fewstep.objectives.pairs import Inversion, Pairs, Teacher, join_pairs, make_pairs, read_pairs, write_pairs
 from fewstep.objectives.transport import OT, NearestNoise
 
 __all__ = [
-    "COUPLINGS",
     "OT",
     "Coupled",
     "Coupling",
@@ -48,17 +45,3 @@ __all__ = [
     "read_pairs",
     "write_pairs",
 ]
-
-Rule: TypeAlias = (
-    type[Independent] | type[Teacher] | type[Pairs] | type[Inversion] | type[OT] | type[NearestNoise] | type[Leaky]
-)
-
-COUPLINGS: dict[str, Rule] = {
-    "independent": Independent,
-    "teacher": Teacher,
-    "pairs": Pairs,
-    "inversion": Inversion,
-    "ot": OT,
-    "nearest": NearestNoise,
-    "leaky": Leaky,
-}

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
+from fewstep._tensor import normal_like
 from fewstep.data import Batch
 from fewstep.denoisers import NetworkDenoiser
 from fewstep.errors import ConfigError
 from fewstep.losses import Plain, Weight
 from fewstep.noise import Draw, UniformDraw, perturb, stratified
-from fewstep.objectives.base import GENERATOR, Turn, normal_like
+from fewstep.objectives.base import GENERATOR, Turn
 
 __all__ = ["Denoising"]
 

@@ -24,14 +24,15 @@ import torch
 from torch import Generator, Tensor, nn
 
 from fewstep._chunks import in_chunks
-from fewstep.data import Batch, indices_of_step
+from fewstep._tensor import normal_like
+from fewstep.data import Batch, indices_of_step, seeded
 from fewstep.denoisers import Cond, NetworkDenoiser
 from fewstep.errors import CollapseWarning, choose
 from fewstep.losses import Outcome
 from fewstep.losses.adversarial import Adversarial
 from fewstep.losses.base import repeated
 from fewstep.noise import NoiseLevel, perturb
-from fewstep.objectives.base import CRITIC, GENERATOR, Turn, normal_like
+from fewstep.objectives.base import CRITIC, GENERATOR, Turn
 from fewstep.objectives.checks import (
     behind_view,
     check_chain,
@@ -164,11 +165,11 @@ class E2E:
         coupled = self.coupling(self._as_told(batch), generator)
         solver, grid = self.chain(self.steps_at(step))
         starts = self._starts(coupled, grid.at(0), generator)
-        depth = self.gradient(grid, generator)
+        depth = self.gradient(grid, seeded("depth", step))  # the same in every process, as the number of steps
         x, cond = starts.flatten(0, 1), repeated(coupled.cond, len(starts))
         watch = pulls.watch if pulls else None
         fake = self.run(Chained(solver, depth.grid), x, cond, unroll=depth.unroll, watch=watch)
-        return Outcome(fake.view_as(starts), coupled.target, coupled.real, coupled.cond)
+        return Outcome(fake.view_as(starts), coupled.target, coupled.real, coupled.cond, coupled.tied)
 
     def run(
         self,

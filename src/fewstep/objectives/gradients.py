@@ -37,7 +37,7 @@ class Gradient(Protocol):
     """A rule that says how deep to differentiate."""
 
     def __call__(self, grid: Grid, generator: Generator) -> Depth:
-        """Pick what to run of a grid, and the policy of its unroll, with the randomness of one training step."""
+        """Pick what to run of a grid, and the policy of its unroll, with randomness that all processes share."""
         ...
 
 
@@ -71,7 +71,7 @@ class RandomSteps:
         ConfigError: if `most` is below 1.
 
     Source:
-        Prabhudesai et al. 2023, arXiv:2310.03739, Section 4.2. Departs from it in: k is at least 1.
+        Prabhudesai et al. 2023, arXiv:2310.03739 (randomised truncation). Departs from it in: k is at least 1.
     """
 
     most: int = 8

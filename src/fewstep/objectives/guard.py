@@ -24,16 +24,18 @@ import torch
 from torch import Tensor
 
 from fewstep.data import Batch
-from fewstep.losses import Outcome, Ramp, Role, Term
-from fewstep.objectives.coupled import Coupling
+from fewstep.losses import Outcome, Ramp, Role, Term, View
+from fewstep.losses.views import unchanged
+from fewstep.objectives.coupled import Coupling, Independent
 
 __all__ = ["Finding", "Guard", "Pulls", "Weighted", "diagnose", "spread_of"]
 
 _FEW = 10  # real images of a condition below which their variance says little
-_TAXED = 0.1  # paired weight, as a share of the distribution weight, from which the tax shows
+_TAXED = 0.05  # paired weight, as a share of the distribution weight, from which the tax shows
+_LEAST = 1e-6  # standard deviation of data that do not vary, data units
 _CURES = (
     "Add a term that rewards variety (energy, adversarial, mmd or frechet), or pair noise with data "
-    "(coupling teacher, inversion or ot)"
+    "(coupling teacher, inversion or ot) and reconstruct the pairs"
 )
 
 
@@ -72,15 +74,21 @@ def diagnose(terms: Mapping[str, Weighted], coupling: Coupling) -> list[Finding]
     Returns:
         At most one finding; none for a configuration that is safe.
     """
-    if coupling.paired and not coupling.leaky:
+    weights, paired, others = _weights_of_roles(terms), _names(terms, "paired"), _names(terms, "moment", "reward")
+    varied = weights["distribution"]
+    if coupling.paired and (paired or varied > 0):
         return []
-    weights, paired = _weights_of_roles(terms), _names(terms, "paired")
-    noise = "a start that shows little of the data" if coupling.leaky else "noise that is independent of the data"
-    if weights["distribution"] == 0:
-        return [Finding("collapse", _collapse(paired, _names(terms, "moment", "reward"), noise))]
-    if weights["paired"] > _TAXED * weights["distribution"]:
+    noise = "pairs that no term compares" if coupling.paired else _noise_of(coupling)
+    if varied == 0:
+        return [Finding("collapse", _collapse(paired, others or "Weights that all end at 0", noise))]
+    if paired and weights["paired"] >= _TAXED * varied:
         return [Finding("tax", _tax(paired, noise, weights))]
     return []
+
+
+def _noise_of(coupling: Coupling) -> str:
+    known = isinstance(coupling, Independent)
+    return "noise that is independent of the data" if known else "a start that shows little of the data"
 
 
 def _collapse(paired: str, others: str, noise: str) -> str:
@@ -122,7 +130,7 @@ def spread_of(data: Batch) -> float | None:
 
     Returns:
         Trace of the covariance within a condition, unbiased, averaged over the samples whose condition has at least
-        10 of them; None if no condition has.
+        10 of them; None if no condition has, or the data within conditions are all alike.
     """
     x = data.x0.flatten(1).double()
     columns = [value.reshape(len(x), -1).double() for value in (data.cond or {}).values()]
@@ -135,7 +143,8 @@ def spread_of(data: Batch) -> float | None:
     if not bool(many.any()):
         return None
     variance = (squares - sums.square().sum(dim=1) / counts) / (counts - 1)
-    return float((variance * counts)[many].sum() / counts[many].sum())
+    spread = float((variance * counts)[many].sum() / counts[many].sum())
+    return spread if spread > x.shape[1] * _LEAST**2 else None
 
 
 @dataclass(frozen=True)
@@ -144,9 +153,11 @@ class Guard:
 
     Args:
         spread: of the data within its conditions, from :func:`spread_of`; None if it is not known.
+        view: how samples are looked at; what lies beyond black and white is no variety of pictures.
     """
 
     spread: float | None = None
+    view: View = unchanged
 
     @torch.no_grad()
     def __call__(self, outcome: Outcome) -> dict[str, Tensor]:
@@ -160,8 +171,8 @@ class Guard:
             k = 2 draws on "rho", the variety within conditions over that of the data, or, where the latter is not
             known, "diversity", its numerator.
         """
-        fake, real = outcome.fake.float(), outcome.real.float()
-        parts = {"contrast": fake.std() / real.std()}
+        fake, real = self.view(outcome.fake).float(), outcome.real.float()
+        parts = {"contrast": fake.std(correction=0) / real.std(correction=0).clamp(min=_LEAST)}
         if len(fake) > 1:
             variety = fake.var(dim=0).flatten(1).sum(dim=1).mean()
             parts |= {"diversity": variety} if self.spread is None else {"rho": variety / self.spread}

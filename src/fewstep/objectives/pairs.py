@@ -19,11 +19,11 @@ import torch
 from torch import Generator, Tensor
 
 from fewstep._files import read_tensors, write_tensors
+from fewstep._tensor import normal_like
 from fewstep.data import Batch
 from fewstep.denoisers import Cond, Denoiser
 from fewstep.errors import CheckpointError, ConfigError, DataError, GridError, ShapeError
 from fewstep.noise import Grid, check_grid, perturb
-from fewstep.objectives.base import normal_like
 from fewstep.objectives.coupled import Coupled
 from fewstep.sampling import START, SeededNoise, sample
 from fewstep.solvers import Solver, move
@@ -32,6 +32,7 @@ __all__ = ["Inversion", "Pairs", "Teacher", "join_pairs", "make_pairs", "read_pa
 
 _Key: TypeAlias = tuple[tuple[float, ...], ...]  # the numbers of each condition
 _COND = "cond."  # begins the names of conditions in a file
+_MADE_BY = "made_by"  # there, the fingerprint in bytes
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Teacher:
         """Sample the teacher from fresh noise, under the conditions of the batch."""
         z = normal_like(batch.x0, generator)
         target = self.target(z, batch.cond)
-        return Coupled(z, target, batch.cond, target if self.data_free else batch.x0)
+        return Coupled(z, target, batch.cond, target if self.data_free else batch.x0, tied=self.data_free)
 
     def target(self, z: Tensor, cond: Cond = None) -> Tensor:
         """Carry standard normal noise (b, *d) to the teacher's samples, same shape, without gradient."""
@@ -149,6 +150,8 @@ class Pairs:
         cond: its conditions, n rows each, or None.
         data_free: take conditions and real samples from the table and nothing but the size from the batch; else draw,
             for each image of the batch, among the pairs of its condition.
+        made_by: fingerprint of the teacher's weights, so that nobody trains on the pairs of another model; empty if it
+            is not known.
 
     Raises:
         ShapeError: if there is no pair, or not one row of everything for each seed.
@@ -158,6 +161,7 @@ class Pairs:
     x: Tensor
     cond: Mapping[str, Tensor] | None = None
     data_free: bool = True
+    made_by: str = ""
     paired: ClassVar[bool] = True
     leaky: ClassVar[bool] = False
 
@@ -181,7 +185,7 @@ class Pairs:
         target = self.x[rows].to(batch.x0)
         cond = self.cond and {name: value[rows].to(target.device) for name, value in self.cond.items()}
         z = SeededNoise(tuple(self.seeds[rows].tolist()))(START, target)
-        return Coupled(z, target, cond, target if self.data_free else batch.x0)
+        return Coupled(z, target, cond, target if self.data_free else batch.x0, tied=self.data_free)
 
     @property
     def _matched(self) -> tuple[str, ...]:
@@ -237,7 +241,7 @@ def make_pairs(
 
 
 def join_pairs(parts: Sequence[Pairs]) -> Pairs:
-    """Join tables of the same teacher; they must have the same conditions, and `data_free` is that of the first."""
+    """Join tables of the same teacher; they must have the same conditions; other facts are those of the first."""
     first = parts[0]
     cond = first.cond and {name: torch.cat([(part.cond or {})[name] for part in parts]) for name in first.cond}
     seeds, x = torch.cat([part.seeds for part in parts]), torch.cat([part.x for part in parts])
@@ -247,7 +251,8 @@ def join_pairs(parts: Sequence[Pairs]) -> Pairs:
 def write_pairs(path: str | Path, pairs: Pairs) -> None:
     """Write pairs as one safetensors file, atomically; OutputError if it cannot be written."""
     cond = {_COND + name: value for name, value in (pairs.cond or {}).items()}
-    write_tensors(path, {"seeds": pairs.seeds, "x": pairs.x, **cond})
+    made_by = {_MADE_BY: torch.tensor(list(pairs.made_by.encode()), dtype=torch.uint8)} if pairs.made_by else {}
+    write_tensors(path, {"seeds": pairs.seeds, "x": pairs.x, **cond, **made_by})
 
 
 def read_pairs(path: str | Path) -> Pairs:
@@ -271,7 +276,8 @@ def read_pairs(path: str | Path) -> Pairs:
             "Make it with make_pairs and write_pairs",
         )
     cond = {name.removeprefix(_COND): value for name, value in content.items() if name.startswith(_COND)}
-    return Pairs(content["seeds"], content["x"], cond or None)
+    made_by = bytes(content[_MADE_BY].to(torch.uint8).tolist()).decode(errors="replace") if _MADE_BY in content else ""
+    return Pairs(content["seeds"], content["x"], cond or None, made_by=made_by)
 
 
 def _keys(names: Sequence[str], cond: Cond, n: int) -> list[_Key]:

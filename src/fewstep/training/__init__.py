@@ -2,7 +2,7 @@
 
 from fewstep.training.checkpoint import Checkpoint, checkpoints, latest, read_checkpoint, write_checkpoint
 from fewstep.training.config import DiffusionConfig, RunConfig, TrainConfig, override
-from fewstep.training.describe import model_config
+from fewstep.training.describe import model_config, written_out
 from fewstep.training.e2e_config import E2EConfig
 from fewstep.training.ema import Ema
 from fewstep.training.run import build, train_model, train_steps
@@ -26,4 +26,5 @@ __all__ = [
     "train_model",
     "train_steps",
     "write_checkpoint",
+    "written_out",
 ]

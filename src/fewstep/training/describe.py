@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,8 +10,11 @@ from fewstep.data import Images
 from fewstep.errors import ConfigError
 from fewstep.models import Chain, Model, ModelConfig, Part, load_model
 from fewstep.training.config import RunConfig
+from fewstep.training.e2e_couplings import COUPLINGS, GRADIENTS
+from fewstep.training.e2e_terms import known_arguments
+from fewstep.training.options import defaults_of
 
-__all__ = ["model_config"]
+__all__ = ["model_config", "written_out"]
 
 _BLANK = RunConfig()
 
@@ -38,6 +42,38 @@ def model_config(config: RunConfig, data: Images) -> ModelConfig:
     leaky = config.e2e.coupling.name == "leaky"
     chain = Chain(config.e2e.solver, config.e2e.spacing, config.e2e.counts, leaky)
     return replace(described, facts={**described.facts, "e2e": config.to_json()["e2e"]}, chain=chain)
+
+
+def written_out(config: RunConfig) -> dict[str, Any]:
+    """Give a configuration with what it leaves to others: defaults of terms, parts of the model to start from.
+
+    Args:
+        config: the run.
+
+    Returns:
+        A configuration of the same run, as JSON holds it.
+
+    Raises:
+        UnknownName: if there is no such model to start from.
+        CheckpointError: if the model's folder is damaged.
+    """
+    if config.objective == "denoising":
+        return config.to_json()
+    e2e, diffusion = config.e2e, config.diffusion
+    terms = {name: {**known_arguments(name), **own} for name, own in e2e.terms.items()}
+    coupling, gradient = _full(e2e.coupling, COUPLINGS), _full(e2e.gradient, GRADIENTS)
+    if e2e.init:
+        old = load_model(e2e.init).config
+        _refuse_other_parts(config, old)
+        diffusion = replace(diffusion, prediction=old.prediction, schedule=old.schedule, label=old.label)
+        config = replace(config, network=old.network)
+    return replace(
+        config, diffusion=diffusion, e2e=replace(e2e, terms=terms, coupling=coupling, gradient=gradient)
+    ).to_json()
+
+
+def _full(part: Part, table: Mapping[str, Callable[..., Any]]) -> Part:
+    return Part(part.name, {**defaults_of(table[part.name]), **part.arguments})
 
 
 def _anew(config: RunConfig, data: Images) -> ModelConfig:
@@ -103,5 +139,5 @@ def _refuse_other_data(data: Images, old: ModelConfig) -> None:
         f"{'captions' if data.vocabulary else 'no captions'}, for a run that starts from {old.name!r}",
         f"The model makes images of shape {old.shape}, of {old.n_classes} classes and with "
         f"{'its own captions' if old.captions else 'no captions'}",
-        "Choose the data it was trained on, or size= to fit the images",
+        "Choose the data it was trained on; in `fewstep train`, size= makes images of another size fit",
     )

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeAlias
 
-from fewstep.errors import choose
+from fewstep.errors import ConfigError, choose
 from fewstep.models import Model
 from fewstep.noise import SCHEDULES, Karras, UniformFlow
 from fewstep.objectives import Gradient, RandomExit, RandomSteps, Through
@@ -22,10 +23,11 @@ from fewstep.objectives.couplings import (
     Inversion,
     Leaky,
     NearestNoise,
+    Pairs,
     Teacher,
     read_pairs,
 )
-from fewstep.sampling import Checkpointed, Full, LastSteps, grid_for
+from fewstep.sampling import Checkpointed, Full, LastSteps, grid_for, resolve
 from fewstep.solvers import SOLVERS
 from fewstep.training.e2e_materials import Materials
 
@@ -33,23 +35,24 @@ __all__ = ["COUPLINGS", "GRADIENTS", "PAIRS", "CouplingRecipe", "teacher_of"]
 
 PAIRS = "pairs.safetensors"  # in the run's folder, where the coupling "pairs" looks by itself
 CouplingRecipe: TypeAlias = Callable[[Materials], Coupling]
+_SOLVER, _NFE = "evodiff", 10  # of a teacher without a chain of its own, if nobody chooses
 
 
 def _independent() -> CouplingRecipe:
     return lambda given: Independent()
 
 
-def _teacher(solver: str = "evodiff", nfe: int = 10, guidance: float = 1.0, data_free: bool = False) -> CouplingRecipe:
+def _teacher(solver: str = "", nfe: int = 0, guidance: float = 1.0, data_free: bool = False) -> CouplingRecipe:
     return lambda given: teacher_of(given.teacher, solver, nfe, guidance, data_free)
 
 
-def teacher_of(model: Model, solver: str, nfe: int, guidance: float = 1.0, data_free: bool = False) -> Teacher:
-    """Make a teacher of a model, on the usual grid of sampling.
+def teacher_of(model: Model, solver: str = "", nfe: int = 0, guidance: float = 1.0, data_free: bool = False) -> Teacher:
+    """Make a teacher of a model: on the usual grid of sampling, or, of a few-step model, through its longest chain.
 
     Args:
         model: what is sampled.
-        solver: a name in SOLVERS, of a deterministic one.
-        nfe: calls that may be made per sample.
+        solver: a name in SOLVERS, of a deterministic one; empty for that of the chain, or evodiff.
+        nfe: calls that may be made per sample; 0 for those of the chain, or 10.
         guidance: scale; 1 is none.
         data_free: whether its samples stand in for the data.
 
@@ -61,14 +64,49 @@ def teacher_of(model: Model, solver: str, nfe: int, guidance: float = 1.0, data_
         ConfigError: if it draws noise, or the model cannot be guided.
         BudgetError: if it needs more calls.
     """
-    schedule, rule = model.denoiser.schedule, choose(solver, SOLVERS, "solver")()
+    schedule, denoiser = model.denoiser.schedule, model.guided(guidance)
+    if model.config.chain is not None and not solver and nfe == 0:
+        return Teacher(denoiser, *resolve(model.config.chain, schedule), data_free)
+    rule = choose(solver or _SOLVER, SOLVERS, "solver")()
     noisiest, cleanest = (math.exp(-lam) for lam in schedule.lam_range())
     spacing = Karras(kappa_max=min(80.0, noisiest), kappa_min=max(0.002, cleanest))
-    return Teacher(model.guided(guidance), rule, grid_for(rule, spacing, schedule, nfe), data_free)
+    return Teacher(denoiser, rule, grid_for(rule, spacing, schedule, nfe or _NFE), data_free)
 
 
 def _pairs(path: str = "", data_free: bool = True) -> CouplingRecipe:
-    return lambda given: replace(read_pairs(path or given.folder / PAIRS), data_free=data_free)
+    def make(given: Materials) -> Coupling:
+        place = Path(path) if path else given.folder / PAIRS
+        if not place.exists():
+            raise ConfigError(
+                f"The coupling pairs without {place}",
+                "It draws from a table of noise and a teacher's samples, which `fewstep convert` makes",
+                "Give e2e.coupling.path=FILE, or choose e2e.coupling=teacher, which makes pairs while it trains",
+            )
+        return replace(_fitting(read_pairs(place), given, place), data_free=data_free)
+
+    return make
+
+
+def _fitting(pairs: Pairs, given: Materials, place: Path) -> Pairs:
+    """Refuse pairs of other images, of other conditions or of another teacher than the run's."""
+    model, shape, told = given.described, tuple(pairs.x.shape[1:]), sorted(pairs.cond or {})
+    rows = {name: tuple(value.shape[1:]) for name, value in (pairs.cond or {}).items()}
+    wanted = {name: tuple(value.shape[1:]) for name, value in model.null.items()}
+    n_labels = 1 + int(pairs.cond["label"].max()) if pairs.cond and "label" in pairs.cond else 0
+    if shape != model.shape or rows != wanted or n_labels > model.n_classes:
+        raise ConfigError(
+            f"{place} holds pairs of shape {shape}, told {', '.join(told) or 'nothing'}, {n_labels} classes",
+            f"The model in training makes images of shape {model.shape}, told {', '.join(wanted) or 'nothing'}, "
+            f"{model.n_classes} classes",
+            "Make pairs with a teacher of these images and conditions, such as the model that the run starts from",
+        )
+    if pairs.made_by and given.has_teacher and pairs.made_by != given.teacher.fingerprint:
+        raise ConfigError(
+            f"{place} holds pairs of a model with the fingerprint {pairs.made_by}",
+            f"The run's teacher, {given.teacher.config.name!r}, has the fingerprint {given.teacher.fingerprint}",
+            "Name the model that made them with e2e.teacher=FOLDER, or make pairs anew",
+        )
+    return pairs
 
 
 def _inversion(steps: int = 50) -> CouplingRecipe:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from fewstep._files import write_folder_atomic
+from fewstep._files import output_dir, write_folder_atomic
 from fewstep.data import ImageData, Images
 from fewstep.denoisers import Cond
 from fewstep.errors import ConfigError, choose
@@ -22,6 +23,7 @@ from fewstep.features import (
     Maps,
     NetworkMaps,
     PixelMaps,
+    RandomConv,
     RandomMaps,
     VectorMaps,
     load_classifier,
@@ -31,12 +33,20 @@ from fewstep.features import (
 from fewstep.features.squeezenet import read_squeezenet
 from fewstep.losses import DenoiserMaps
 from fewstep.models import Model, ModelConfig, load_model
-from fewstep.training.classifier import ClassifierConfig, train_classifier
+from fewstep.training.classifier import ClassifierConfig, classifier_steps, new_classifier
+from fewstep.training.processes import accelerator
 
-__all__ = ["MAPS", "Materials", "joined"]
+__all__ = ["MAPS", "Materials", "Tell", "joined", "quiet"]
+
+Tell: TypeAlias = Callable[[str], None]  # is told in a line what is being made
 
 _PLACED = ("classifier", "squeezenet")  # maps that may name a folder or file
+_FILTERS = 20_241_129  # seed of the random filters that training sees; judges have others, 0 in `fewstep evaluate`
 _SEEN = 120_000  # images that the classifier on the spot sees, epochs included, up to 10 of them
+
+
+def quiet(line: str) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,7 @@ class Materials:
         device: where the run computes.
         init: name of the model it starts from; empty from scratch.
         teacher_name: name of the model that couplings learn from; empty takes `init`.
+        tell: hears of what takes its time.
     """
 
     described: ModelConfig
@@ -58,6 +69,7 @@ class Materials:
     device: torch.device
     init: str = ""
     teacher_name: str = ""
+    tell: Tell = field(default=quiet)
 
     @cached_property
     def start(self) -> Model:
@@ -70,6 +82,11 @@ class Materials:
             )
         return load_model(self.init, self.device)
 
+    @property
+    def has_teacher(self) -> bool:
+        """Whether there is a model that couplings learn from."""
+        return bool(self.teacher_name or self.init)
+
     @cached_property
     def teacher(self) -> Model:
         """The model that couplings learn from; ConfigError if there is none."""
@@ -78,12 +95,15 @@ class Materials:
     @cached_property
     def classifier(self) -> ClassifierFeatures:
         """A classifier of the training images, from the run's folder if it has been trained; never a judge."""
-        folder = self.folder / "classifier"
-        if not folder.exists():
-            self._train_classifier(folder)
-        return load_classifier(folder)[0].to(self.device)
+        folder, facts = self.folder / "classifier", {"data": self.data.name, "images": len(self.data)}
+        # The critics' weights are drawn after it, whether it was trained here, by another process, or long ago.
+        with torch.random.fork_rng(devices=[]):
+            with accelerator().main_process_first():
+                if not folder.exists() or load_classifier(folder)[1].get("facts") != facts:
+                    self._train_classifier(folder, facts)
+            return load_classifier(folder)[0].to(self.device)
 
-    def _train_classifier(self, folder: Path) -> None:
+    def _train_classifier(self, folder: Path, facts: Mapping[str, Any]) -> None:
         if not isinstance(self.data, ImageData) or self.data.labels is None:
             raise ConfigError(
                 f"Features of a classifier for {self.data.name!r}",
@@ -93,10 +113,13 @@ class Materials:
         n = len(self.data)
         epochs, batch = min(10, math.ceil(_SEEN / n)), min(128, n)
         config = ClassifierConfig(width=24, dim=48, epochs=epochs, batch_size=batch, seed=7)
-        network = train_classifier(self.data, config)
+        network = new_classifier(self.data, config)
+        for done in classifier_steps(network, self.data, config):
+            self.tell(f"training a classifier of {n:,} images: step {done.step} of {done.steps}, loss {done.loss:.3f}")
         features = ClassifierFeatures(network, "on-the-spot", self.data.shape[1:])
+        output_dir(self.folder)
         with write_folder_atomic(folder) as temporary:
-            save_classifier(temporary, features, {"data": self.data.name, "images": len(self.data)})
+            save_classifier(temporary, features, facts)
 
     def maps(self, words: str) -> tuple[Maps, ...]:
         """Make maps of images.
@@ -131,7 +154,8 @@ class Materials:
         """
         if word == "classifier":
             return self.classifier
-        features = load_features("random-conv" if word == "random" else word, self.described.shape)
+        own = word == "random"
+        features = RandomConv(self.data.shape[0], seed=_FILTERS) if own else load_features(word, self.described.shape)
         return features.to(self.device) if isinstance(features, nn.Module) else features
 
     def _named(self, name: str, place: str = "") -> Iterable[Maps]:
@@ -147,7 +171,7 @@ def _classifier(given: Materials, place: str) -> list[Maps]:
 
 MAPS: dict[str, Callable[[Materials, str], Iterable[Maps]]] = {
     "pixels": lambda given, place: [PixelMaps()],
-    "random": lambda given, place: [RandomMaps(given.data.shape[0])],
+    "random": lambda given, place: [RandomMaps(given.data.shape[0], seed=_FILTERS)],
     "classifier": _classifier,
     "self": lambda given, place: [DenoiserMaps(given.start.denoiser)],
     "squeezenet": lambda given, place: [NetworkMaps(read_squeezenet(place))],

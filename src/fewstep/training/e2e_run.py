@@ -12,17 +12,18 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from fewstep._files import require
 from fewstep.data import Batch, Images, indices_of_step
 from fewstep.errors import ConfigError
+from fewstep.losses import VIEWS
 from fewstep.models import Chain, ModelConfig
 from fewstep.noise import Schedule
 from fewstep.objectives import E2E, GENERATOR, ChainSource, Guard, Objective, spread_of
 from fewstep.sampling import Chained, LearnedChain, resolve
 from fewstep.training.config import RunConfig
 from fewstep.training.e2e_couplings import COUPLINGS, GRADIENTS
-from fewstep.training.e2e_materials import Materials
+from fewstep.training.e2e_materials import Materials, Tell, quiet
 from fewstep.training.e2e_terms import make_terms
+from fewstep.training.processes import accelerator
 
 __all__ = ["Parts", "end_to_end", "finished"]
 
@@ -65,7 +66,9 @@ class _WithChains(nn.Module):
         return {steps: learned for steps, learned in self.chains.items() if isinstance(learned, LearnedChain)}
 
 
-def end_to_end(config: RunConfig, data: Images, described: ModelConfig, folder: str | Path) -> Parts:
+def end_to_end(
+    config: RunConfig, data: Images, described: ModelConfig, folder: str | Path, tell: Tell = quiet
+) -> Parts:
     """Put an end-to-end run together.
 
     Args:
@@ -73,6 +76,7 @@ def end_to_end(config: RunConfig, data: Images, described: ModelConfig, folder: 
         data: its images.
         described: the model that it makes, with its chain.
         folder: of the run.
+        tell: hears of what takes its time.
 
     Returns:
         Objective and players.
@@ -82,7 +86,7 @@ def end_to_end(config: RunConfig, data: Images, described: ModelConfig, folder: 
         UnknownName: if a name is in no table.
     """
     e2e = config.e2e
-    given = Materials(described, data, Path(folder), _device(), e2e.init, e2e.teacher)
+    given = Materials(described, data, Path(folder), accelerator().device, e2e.init, e2e.teacher, tell)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         network = described.body()
@@ -102,7 +106,7 @@ def end_to_end(config: RunConfig, data: Images, described: ModelConfig, folder: 
         microbatch=e2e.microbatch,
         draws=e2e.draws,
         told=tuple(described.null),
-        guard=Guard(_spread(data, described)),
+        guard=Guard(_spread(data, described), VIEWS[e2e.view]),
     )
     return Parts(objective, {GENERATOR: player, **objective.others()})
 
@@ -130,12 +134,6 @@ def finished(average: nn.Module, described: ModelConfig) -> tuple[nn.Module, Mod
     if not isinstance(average, _WithChains) or described.chain is None:
         return average, described
     return average.network, replace(described, chain=replace(described.chain, learned=average.tables()))
-
-
-def _device() -> torch.device:
-    """Where the trainer will put the players."""
-    device: torch.device = require("accelerate", "train").PartialState().device
-    return device
 
 
 def _choose_trainable(network: nn.Module, patterns: Sequence[str]) -> None:

@@ -18,7 +18,6 @@ A recipe is called with the arguments of the configuration and returns what make
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeAlias
@@ -26,7 +25,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from fewstep.errors import choose
+from fewstep.errors import ConfigError, choose
 from fewstep.features import VectorMaps
 from fewstep.losses import (
     L1,
@@ -48,6 +47,7 @@ from fewstep.losses.distribution import KERNELS, MMD, FrechetEma
 from fewstep.networks import PixelCritic, ProjectedCritic
 from fewstep.objectives import Weighted
 from fewstep.training.e2e_materials import Materials, joined
+from fewstep.training.options import defaults_of
 
 __all__ = ["TERMS", "known_arguments", "make_terms"]
 
@@ -57,8 +57,7 @@ _SHARED: dict[str, Any] = {"weight": 1.0, "weight_end": None, "shape": "cosine"}
 
 def known_arguments(name: str) -> dict[str, Any]:
     """Give a term's arguments and their defaults, those of every term first; UnknownName if there is no such term."""
-    own = inspect.signature(choose(name, TERMS, "term")).parameters.values()
-    return {**_SHARED, **{parameter.name: parameter.default for parameter in own}}
+    return {**_SHARED, **defaults_of(choose(name, TERMS, "term"))}
 
 
 def make_terms(terms: Mapping[str, Mapping[str, Any]], view: str, given: Materials) -> dict[str, Weighted]:
@@ -141,6 +140,12 @@ def _adversarial(
 ) -> Recipe:
     game, diffused = choose(loss, ADVERSARIAL, "adversarial loss")(), Diffused() if diffuse else None
     new = choose(critic, _CRITICS, "critic")
+    if critic == "pixel" and features != "random":
+        raise ConfigError(
+            f"e2e.terms.adversarial.features={features} for the critic pixel",
+            "It looks at the images themselves; the critic projected looks at features",
+            "Add e2e.terms.adversarial.critic=projected, or leave the features out",
+        )
 
     def make(given: Materials, view: View) -> Term:
         network = new(given, width=width, residual=residual, features=features, noise=diffuse)

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, TypeVar, get_type_hints
 from fewstep._part import Part
 from fewstep.errors import ConfigError, choose
 
-__all__ = ["Tables", "arguments_of", "assign", "rebuilt", "refuse_unless", "typed"]
+__all__ = ["Tables", "arguments_of", "assign", "defaults_of", "rebuilt", "refuse_unless", "typed"]
 
 ConfigT = TypeVar("ConfigT")
 Tables: TypeAlias = Mapping[str, Mapping[str, Callable[..., Any]]]
@@ -44,9 +44,16 @@ def typed(value: Any, like: Any, key: str) -> Any:
     if type(value) is type(like) or (like is None and isinstance(value, int | float)):
         return value
     kind = _KINDS.get(type(like), "a number" if like is None else "a group of keys")
+    such = list(like) if isinstance(like, tuple) else like
     raise ConfigError(
-        f"{key}={value!r} ({type(value).__name__})", f"{key} takes {kind}, such as {like!r}", f"Change {key}"
+        f"{key}={value!r} ({type(value).__name__})", f"{key} takes {kind}, such as {such!r}", f"Change {key}"
     )
+
+
+def defaults_of(make: Callable[..., Any]) -> dict[str, Any]:
+    """Name the arguments of a callable, all of which have defaults, and give these."""
+    parameters = inspect.signature(make).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters}
 
 
 def arguments_of(given: Mapping[str, Any], known: Mapping[str, Any], key: str) -> dict[str, Any]:

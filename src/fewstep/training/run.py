@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from fewstep._files import output_dir
 from fewstep.data import Images, load_data
+from fewstep.errors import ConfigError
 from fewstep.losses import WEIGHTS
 from fewstep.models import Model, ModelConfig, load_model, save_model
 from fewstep.noise import DRAWS
 from fewstep.objectives import CRITIC, GENERATOR, Denoising
 from fewstep.training.config import RunConfig
 from fewstep.training.describe import model_config
+from fewstep.training.e2e_materials import Tell, quiet
 from fewstep.training.e2e_run import Parts, end_to_end, finished
 from fewstep.training.log import Log
 from fewstep.training.trainer import StepReport, Trainer
@@ -23,23 +26,25 @@ from fewstep.training.trainer import StepReport, Trainer
 __all__ = ["build", "train_model", "train_steps"]
 
 
-def build(config: RunConfig, data: Images, folder: str | Path) -> Trainer:
+def build(config: RunConfig, data: Images, folder: str | Path, tell: Tell = quiet) -> Trainer:
     """Make the trainer of a run, resumed if the folder holds its checkpoint.
 
     Args:
         config: the run.
         data: its images.
         folder: where its checkpoints go, in the subfolder "checkpoints".
+        tell: hears of what takes its time before the first step.
 
     Returns:
         A trainer whose ``steps()`` trains.
 
     Raises:
-        ConfigError: if a part of the configuration cannot be built.
+        ConfigError: if a part of the configuration cannot be built, or the folder is that of a model it learns from.
         CheckpointError: if the folder holds a checkpoint of another run.
     """
+    _refuse_own_source(config, Path(folder))
     described = model_config(config, data)
-    make = _denoising if config.objective == "denoising" else end_to_end
+    make = _denoising if config.objective == "denoising" else partial(end_to_end, tell=tell)
     objective, players = make(config, data, described, folder)
     # The images and the weights of the start must agree on resuming, not the places they came from.
     seen = {"name": data.name, "images": len(data), "shape": list(data.shape)}
@@ -48,6 +53,17 @@ def build(config: RunConfig, data: Images, folder: str | Path) -> Trainer:
     idle = {CRITIC} - set(players) if config.objective == "e2e" else set()
     train = replace(config.train, players={name: own for name, own in config.train.players.items() if name not in idle})
     return Trainer(train, objective, players, data, Path(folder) / "checkpoints", same)
+
+
+def _refuse_own_source(config: RunConfig, folder: Path) -> None:
+    for name in ("init", "teacher"):
+        source = getattr(config.e2e, name)
+        if source and folder.exists() and Path(source).exists() and folder.samefile(source):
+            raise ConfigError(
+                f"A run in {folder} that learns from the model there (e2e.{name})",
+                "Its first checkpoint would overwrite that model",
+                "Choose another output folder",
+            )
 
 
 def _denoising(config: RunConfig, data: Images, described: ModelConfig, folder: str | Path) -> Parts:
@@ -64,7 +80,9 @@ def _denoising(config: RunConfig, data: Images, described: ModelConfig, folder: 
     return Parts(objective, {GENERATOR: network})
 
 
-def train_steps(config: RunConfig, folder: str | Path, *, data: Images | None = None) -> Iterator[StepReport]:
+def train_steps(
+    config: RunConfig, folder: str | Path, *, data: Images | None = None, tell: Tell = quiet
+) -> Iterator[StepReport]:
     """Train a model and write its folder, giving the caller the loop.
 
     The folder becomes a model folder at the first checkpoint and is renewed at every later one, so an interrupted run
@@ -74,6 +92,7 @@ def train_steps(config: RunConfig, folder: str | Path, *, data: Images | None = 
         config: the run.
         folder: where the model and, in "checkpoints", the state of the run go; an unfinished run in it is resumed.
         data: the images; None loads `config.data`.
+        tell: hears, in lines, of what takes its time before the first step, such as training a classifier.
 
     Returns:
         Reports, one after each step; the model folder is complete when they are exhausted.
@@ -87,7 +106,7 @@ def train_steps(config: RunConfig, folder: str | Path, *, data: Images | None = 
     if data is None:
         data = load_data(config.data, size=config.size or None)
     output_dir(folder)
-    return _run(build(config, data, folder), model_config(config, data), folder)
+    return _run(build(config, data, folder, tell), model_config(config, data), folder)
 
 
 def train_model(config: RunConfig, folder: str | Path, *, data: Images | None = None) -> Model:

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from fewstep._files import require
 from fewstep.data import Batch, Images, indices_of_step, seeded
 from fewstep.errors import CheckpointError, NonFiniteError, OutputError, choose
 from fewstep.objectives import GENERATOR, Objective, Turn
@@ -29,6 +28,7 @@ from fewstep.training.config import TrainConfig
 from fewstep.training.ema import Ema
 from fewstep.training.failure import write_reproduction
 from fewstep.training.optim import adamw, flat_state, learning_rate, load_flat_state
+from fewstep.training.processes import accelerator, averaged
 
 __all__ = ["StepReport", "Trainer"]
 
@@ -91,7 +91,7 @@ class Trainer:
         self.config, self.objective, self.players, self.data = config, objective, dict(players), data
         for name in config.players:
             choose(name, players, "player")
-        self._accelerator = require("accelerate", "train").Accelerator()
+        self._accelerator = accelerator()
         # Another number of processes would see the images in another order.
         self.folder, self.described = Path(folder), {**described, "processes": self._accelerator.num_processes}
         self.device: torch.device = self._accelerator.device
@@ -177,6 +177,7 @@ class Trainer:
             except NonFiniteError as error:
                 self._put_back(before)
                 raise self._stopped(turn.player, batch, before, error) from error
+        self._average_memory()
         self.ema.update(self.players[GENERATOR], self.step)
         return losses
 
@@ -214,8 +215,7 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             loss, parts = turn.loss()
         torch.autograd.backward(loss)
-        parameters = [parameter for parameter in player.parameters() if parameter.grad is not None]
-        self._average_gradients(parameters)
+        parameters = averaged(self._accelerator, player)
         norm = nn.utils.clip_grad_norm_(parameters, config.clip or math.inf)
         values = self._read(turn.player, {**parts, **turn.after(), "grad_norm": norm}, loss)
         optimizer = self._optimizers[turn.player]
@@ -229,14 +229,11 @@ class Trainer:
         for module in self.players.values():
             module.zero_grad(set_to_none=True)
 
-    def _average_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Average over the processes, all gradients in one message."""
-        if self._accelerator.num_processes == 1:
-            return
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flat = self._accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
-        for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
+    def _average_memory(self) -> None:
+        """Average what players without parameters remember: every process saw its own images."""
+        for module in (module for name, module in self.players.items() if name not in self._optimizers):
+            for buffer in filter(torch.is_floating_point, module.buffers()):
+                buffer.copy_(self._accelerator.reduce(buffer, reduction="mean"))
 
     def _read(self, player: str, parts: Mapping[str, Tensor], loss: Tensor) -> dict[str, float]:
         """Fetch all logged numbers at once and refuse what is not finite, before the step is taken."""
