@@ -345,7 +345,7 @@ def test_points_without_noise() -> None:
 def test_every_error_is_also_a_builtin_and_survives_pickling() -> None:
     for name in errors.__all__:
         kind = getattr(errors, name)
-        if not isinstance(kind, type) or kind is FewstepError:
+        if not isinstance(kind, type) or kind is FewstepError or issubclass(kind, Warning):
             continue
         assert issubclass(kind, FewstepError)
         builtin = [
