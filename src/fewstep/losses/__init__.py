@@ -15,6 +15,7 @@ MMD                    distribution  Gretton et al. 2012                        
 FrechetEma             distribution  Heusel et al. 2017, moments averaged over steps     distribution.py
 Adversarial            distribution  Huang et al. 2024, R3GAN; Zhang et al. 2018, hinge  adversarial.py
 Reward                 reward        Clark et al. 2024, DRaFT                            reward.py
+Bounds                 reward        —                                                   bounds.py
 =====================  ============  ==================================================  ===================
 
 Perceptual and EnergyScore look at maps: pixels, random filters, a classifier's layers (``fewstep.features``), or with
@@ -23,6 +24,7 @@ DenoiserMaps (self_perceptual.py) the hidden layers of the very denoiser that is
 
 from fewstep.losses.adversarial import ADVERSARIAL, Adversarial, Diffused, Hinge, Relativistic
 from fewstep.losses.base import Outcome, Role, SampleLoss, Term, View
+from fewstep.losses.bounds import Bounds
 from fewstep.losses.distribution import KERNELS, MMD, RBF, FrechetEma, Polynomial
 from fewstep.losses.energy import EnergyScore, energy_score
 from fewstep.losses.moment import MomentReconstruction
@@ -45,6 +47,7 @@ __all__ = [
     "VIEWS",
     "WEIGHTS",
     "Adversarial",
+    "Bounds",
     "Debiased",
     "DenoiserMaps",
     "Diffused",

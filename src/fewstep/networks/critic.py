@@ -29,6 +29,7 @@ __all__ = ["PixelCritic", "ProjectedCritic", "VectorCritic"]
 
 _SLOPE = 0.2  # of LeakyReLU below zero
 _COARSE = 8  # images are halved until no side is longer
+_DEEP = 3  # further convolutions there, where they cost little
 
 
 class _Logit(nn.Module):
@@ -102,7 +103,8 @@ def _pooled(maps: Tensor) -> Tensor:
 class PixelCritic(nn.Module):
     """Convolutions from full resolution down to about 8x8, on an image and its high-pass residual.
 
-    Images of any height and width go through the same weights. By default 29 M multiply-adds for a 28x28 image.
+    Images of any height and width go through the same weights. By default 51 M multiply-adds for a 28x28 image,
+    29 M with a width of 24.
 
     Args:
         channels: channels of the images.
@@ -143,6 +145,7 @@ class PixelCritic(nn.Module):
         body: list[nn.Module] = [nn.Conv2d(channels * (2 if residual else 1), width, 3, padding=1), _Refine(width)]
         for wide, wider in pairwise(widths):
             body += [_halve(wide, wider), _Refine(wider)]
+        body += [_Refine(widths[-1]) for _ in range(_DEEP)]
         self.body = nn.Sequential(*body, nn.LeakyReLU(_SLOPE))
         self.logit = _Logit(2 * widths[-1], 4 * width, n_classes, n_tokens, caption_length, noise)
 

@@ -27,7 +27,7 @@ from fewstep._chunks import in_chunks
 from fewstep._tensor import normal_like
 from fewstep.data import Batch, indices_of_step, seeded
 from fewstep.denoisers import Cond, NetworkDenoiser
-from fewstep.errors import CollapseWarning, choose
+from fewstep.errors import CollapseWarning, NonFiniteError, choose
 from fewstep.losses import Outcome
 from fewstep.losses.adversarial import Adversarial
 from fewstep.losses.base import repeated
@@ -124,7 +124,10 @@ class E2E:
         return {player: nn.ModuleDict(group) for player, group in groups.items() if group}
 
     def turns(self, batch: Batch, step: int, generator: Generator) -> Iterator[Turn]:
-        """Yield the generator's turn, then the critics' on the same samples.
+        """Yield the critics' turn, then the generator's, on the same samples.
+
+        The critics go first: each step has a chain of another length, and a critic that has not seen what just came out
+        of this one would judge the last one's.
 
         Args:
             batch: data, on the device of the networks.
@@ -137,14 +140,17 @@ class E2E:
         pulls = Pulls()
         made: list[Outcome] = []
 
+        def criticise() -> tuple[Tensor, Mapping[str, Tensor]]:
+            made.append(self.outcome(batch, step, generator, pulls))
+            return self._critic_loss(made[0]._replace(fake=made[0].fake.detach()), generator)
+
         def generate() -> tuple[Tensor, Mapping[str, Tensor]]:
-            outcome = self.outcome(batch, step, generator, pulls)
-            made.append(outcome._replace(fake=outcome.fake.detach()))
+            outcome = made.pop() if made else self.outcome(batch, step, generator, pulls)
             return self._generator_loss(outcome, step, generator, pulls)
 
-        yield Turn(GENERATOR, generate, pulls.read)
         if self.adversaries:
-            yield Turn(CRITIC, lambda: self._critic_loss(made.pop(), generator))
+            yield Turn(CRITIC, criticise)
+        yield Turn(GENERATOR, generate, pulls.read)
 
     def steps_at(self, step: int) -> int:
         """Say how many steps the chain takes in a training step; every process takes the same."""
@@ -168,7 +174,10 @@ class E2E:
         depth = self.gradient(grid, seeded("depth", step))  # the same in every process, as the number of steps
         x, cond = starts.flatten(0, 1), repeated(coupled.cond, len(starts))
         watch = pulls.watch if pulls else None
-        fake = self.run(Chained(solver, depth.grid), x, cond, unroll=depth.unroll, watch=watch)
+        try:
+            fake = self.run(Chained(solver, depth.grid), x, cond, unroll=depth.unroll, watch=watch)
+        except NonFiniteError as error:  # it may show in the critics' turn, which comes first
+            raise NonFiniteError(f"The generator's chain: {error.given}", error.allowed, error.todo) from error
         return Outcome(fake.view_as(starts), coupled.target, coupled.real, coupled.cond, coupled.tied)
 
     def run(

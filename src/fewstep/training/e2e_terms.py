@@ -7,6 +7,7 @@ l1, l2, huber    paired        the numbers of each sample with those of its targ
 perceptual       paired        maps of each sample with those of its target
 self_perceptual  paired        the same in the hidden layers of the model that the run starts from
 moment           moment        the mean of a condition's samples with their targets
+bounds           reward        samples with the interval from black to white, whatever the view
 energy           distribution  samples with data and with each other, in pixels and maps
 adversarial      distribution  samples with data, by a critic that learns beside
 mmd              distribution  the feature vectors of all samples with those of the data
@@ -31,6 +32,7 @@ from fewstep.losses import (
     L1,
     L2,
     VIEWS,
+    Bounds,
     EnergyScore,
     Huber,
     MomentReconstruction,
@@ -108,6 +110,10 @@ def _moment() -> Recipe:
     return lambda given, view: Viewed(MomentReconstruction(), view)
 
 
+def _bounds() -> Recipe:
+    return lambda given, view: Bounds()
+
+
 def _energy(features: str = "pixels,random", beta: float = 1.0) -> Recipe:
     return lambda given, view: Viewed(EnergyScore(given.maps(features), beta), view)
 
@@ -175,6 +181,7 @@ TERMS: dict[str, Callable[..., Recipe]] = {
     "perceptual": _perceptual,
     "self_perceptual": partial(_perceptual, features="self"),
     "moment": _moment,
+    "bounds": _bounds,
     "energy": _energy,
     "adversarial": _adversarial,
     "mmd": _mmd,

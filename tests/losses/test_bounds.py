@@ -1,0 +1,33 @@
+"""What pulls at samples beyond black and white."""
+
+import pytest
+import torch
+
+from fewstep.errors import ShapeError
+from fewstep.losses import Bounds, Outcome, Viewed
+
+
+def outcome(fake: torch.Tensor) -> Outcome:
+    real = torch.zeros(fake.shape[1:], dtype=fake.dtype)
+    return Outcome(fake, real, real)
+
+
+def test_squared_distance_to_the_interval() -> None:
+    fake = torch.tensor([[[-3.0, -1.0, 0.5, 1.0]], [[1.5, 0.0, -1.5, 1.0]]], dtype=torch.float64)
+    value = Bounds()(outcome(fake), torch.Generator())
+    assert float(value) == pytest.approx((4 + 0.25 + 0.25) / 8, abs=1e-15)
+
+
+def test_only_what_is_outside_is_pulled_back() -> None:
+    fake = torch.tensor([[[-3.0, -1.0, 0.5, 1.25]]], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(Bounds()(outcome(fake), torch.Generator()), fake)
+    assert torch.equal(gradient, torch.tensor([[[-1.0, 0.0, 0.0, 0.125]]], dtype=torch.float64))
+
+
+def test_behind_a_clipping_view_there_is_nothing_to_see() -> None:
+    assert float(Viewed(Bounds())(outcome(3 * torch.ones(2, 3, 4)), torch.Generator())) == 0
+
+
+def test_samples_of_the_wrong_shape() -> None:
+    with pytest.raises(ShapeError):
+        Bounds()(Outcome(torch.zeros(3, 4), torch.zeros(3, 4), torch.zeros(3, 4)), torch.Generator())
