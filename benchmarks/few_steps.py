@@ -1,0 +1,220 @@
+"""End-to-end training against ordinary training of the same network, of equal wall clock.
+
+    python -m benchmarks.few_steps --preset mnist --data parquet:FOLDER --seeds 0,1,2
+    python -m benchmarks.few_steps --preset cifar10-small --data parquet:FOLDER --seeds 0 --ordinary 8000 \
+        --pretrain 5000 --judges cifar-resnet:FILE,cifar-resnet:FILE
+
+For each seed: ordinary training for `--ordinary` steps; ordinary training for `--pretrain` steps, and from there end to
+end for as long as the first took more, so that both spent the same seconds on this machine; what chains need before
+their first step, such as a classifier of the training images, counts. Then 5,000 images a cell: end to end at 1, 2,
+and 4 steps, ordinary at 1 to 20 by DDIM and by EVODiff.
+
+FDr is the Fréchet distance of generated images to the test split over that of as many train images to it, in the
+features of judges that no training saw. Unless some are named, there are two: the one that ships with MNIST, and one of
+another width, seed and training that is made here. With `--c2st`, the two-sample test of the named cells. Runs and rows
+are kept: what was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewstep._files import output_dir, read_json, write_folder_atomic, write_json
+from fewstep.data import ImageData, load_data, to_uint8, to_unit
+from fewstep.experiments.demo import machine
+from fewstep.experiments.evaluation.evaluate import Plan
+from fewstep.experiments.evaluation.outcome import finish
+from fewstep.experiments.evaluation.prepare import prepare
+from fewstep.experiments.evaluation.request import Request
+from fewstep.experiments.presets import PRESETS
+from fewstep.experiments.runs import conditions, draw
+from fewstep.experiments.ways import way_of
+from fewstep.features import ClassifierFeatures, Features, load_features, save_classifier
+from fewstep.metrics import JUDGES, Moments, frechet_distance, image_moments
+from fewstep.models import load_model
+from fewstep.training import RunConfig, override, train_steps
+from fewstep.training.classifier import ClassifierConfig, train_classifier
+
+STEPS = (1, 2, 4)
+METRICS = ("fd", "kid", "prdc", "rho", "memorisation")
+_TIMED = 8  # steps of end-to-end training whose time plans the run
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of spending the time, and the cells it is measured at.
+
+    Args:
+        name: of the arm.
+        folder: of its model.
+        ways: what :func:`way_of` takes, by the name of the cell.
+    """
+
+    name: str
+    folder: Path
+    ways: dict[str, dict[str, Any]]
+
+
+def second_judge(folder: Path, data: ImageData) -> str:
+    """Train a classifier that differs from the judge that ships, and from all that training uses."""
+    if not folder.exists():
+        config = ClassifierConfig(width=40, dim=96, epochs=3, seed=20261121)
+        features = ClassifierFeatures(train_classifier(data, config), "second-judge", data.shape[1:])
+        with write_folder_atomic(folder) as temporary:
+            save_classifier(temporary, features, {"data": data.name, "seed": config.seed})
+    return f"classifier:{folder}"
+
+
+def floor(features: Features, train: ImageData, test: ImageData, n: int) -> float:
+    """Distance of n train images to the test split."""
+    some = train.images[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n]]
+    return frechet_distance(*(image_moments(features, to_unit(images)) for images in (some, test.images)))
+
+
+def seconds_of(folder: Path) -> float:
+    """Seconds of training that a model folder states."""
+    return float(load_model(folder).config.facts["seconds"])
+
+
+def trained(config: RunConfig, folder: Path, data: ImageData, look: Callable[[int], None] | None = None) -> Path:
+    """Train to the end; `look` is called with the steps done whenever a checkpoint has been written."""
+    for report in train_steps(config, folder, data=data):
+        if report.at_every(50):
+            print(folder.name, report.step, {key: round(value, 3) for key, value in report.losses.items()}, flush=True)
+        if look is not None and report.at_every(config.train.checkpoint_every):
+            look(report.step)
+    return folder
+
+
+def quick(folder: Path, features: Features, reference: Moments, n: int = 2000) -> dict[str, float]:
+    """Fréchet distance of n images in the features of the first judge, at every trained number of steps."""
+    model, found = load_model(folder), {}
+    for steps in STEPS:
+        way, seeds = way_of(model, steps=steps), range(n)
+        images = draw(model, way.rule, way.grid, seeds, labels=conditions(model, seeds)).images
+        found[str(steps)] = frechet_distance(image_moments(features, to_unit(to_uint8(images))), reference)
+    return found
+
+
+def arms(
+    seed: int, options: argparse.Namespace, data: ImageData, curve: list[dict[str, Any]], looked: Callable[[Path], Any]
+) -> Iterator[Arm]:
+    """Train both arms of a seed and name their cells; `curve` is filled at six times of the training of chains."""
+    work = options.work / f"seed-{seed}"
+    ordinary = override(PRESETS[options.preset], [f"train.seed={seed}", f"train.steps={options.ordinary}"])
+    whole = trained(ordinary, work / "ordinary", data)
+    first = trained(override(ordinary, [f"train.steps={options.pretrain}"]), work / "pretrained", data)
+    chain = override(PRESETS[f"{options.preset}-e2e"], [f"e2e.init={first}", f"train.seed={seed}"])
+    plan, made = work / "plan.json", work / "e2e"
+    if not plan.exists():
+        began = time.perf_counter()
+        timed = trained(override(chain, [f"train.steps={_TIMED}"]), work / "timed", data)
+        preparing = time.perf_counter() - began - seconds_of(timed)
+        budget = seconds_of(whole) - seconds_of(first)
+        planned = round((budget - preparing) / (seconds_of(timed) / _TIMED))
+        if (timed / "classifier").exists():  # it is paid for
+            shutil.copytree(timed / "classifier", made / "classifier", dirs_exist_ok=True)
+        write_json(plan, {"seconds": budget, "preparing": preparing, "steps": planned})
+    steps = read_json(plan)["steps"]
+
+    def look(step: int) -> None:
+        curve.append({"step": step, "seconds": seconds_of(made), "fd": looked(made)})
+
+    own = [f"train.steps={steps}", f"train.checkpoint_every={max(1, steps // 6)}"]
+    yield Arm(
+        "end to end", trained(override(chain, own), made, data, look), {f"{n} steps": {"steps": n} for n in STEPS}
+    )
+    budgets = itertools.product(("ddim", "evodiff"), (1, 2, 4, 10, 20))
+    ways = {f"{solver}, {nfe} calls": {"solver": solver, "nfe": nfe} for solver, nfe in budgets}
+    yield Arm("ordinary", whole, ways)
+
+
+def measured(arm: Arm, cell: str, options: argparse.Namespace, judges: dict[str, str], seed: int) -> dict[str, Any]:
+    """Every number of one cell."""
+    key = f"{arm.name}, {cell}"
+    metrics = (*METRICS, "c2st") if any(word and key.startswith(word) for word in options.c2st.split(";")) else METRICS
+    plan = Plan(metrics, output_dir(options.work / f"seed-{seed}" / key.replace(", ", "-").replace(" ", "-")))
+    request = Request(
+        str(arm.folder),
+        plan,
+        reference=options.data,
+        features=tuple(judges.values()),
+        n=options.n,
+        seed=1_000_000 * seed,
+        batch_size=250,
+        **arm.ways[cell],
+    )
+    evaluation = prepare(request)
+    for _ in evaluation.run():
+        pass
+    names = {load_features(spec).name: name for name, spec in judges.items()}
+    numbers: dict[str, Any] = {}
+    for result in finish(evaluation).results:
+        judge = names.get(result.protocol.measuring.features, "")
+        numbers[" ".join(filter(None, (result.name, judge and f"({judge})")))] = result.estimate.to_json()
+    return {"numbers": numbers, "seconds of training": seconds_of(arm.folder)}
+
+
+def judges_of(options: argparse.Namespace, train: ImageData) -> dict[str, str]:
+    """What judges, by name: as `load_features` reads it."""
+    if options.judges:
+        return {f"judge {i + 1}": spec for i, spec in enumerate(options.judges.split(","))}
+    return {
+        "mnist-judge": f"classifier:{JUDGES['mnist-judge']}",
+        "second judge": second_judge(options.work / "judge", train),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="mnist", help="of ordinary training; that of chains is called PRESET-e2e")
+    parser.add_argument("--data", required=True, help="such as parquet:FOLDER or hf:ylecun/mnist")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--ordinary", type=int, default=3600)
+    parser.add_argument("--pretrain", type=int, default=1800)
+    parser.add_argument(
+        "--judges", default="", help="features, as `fewstep evaluate` takes them; the first draws the curves"
+    )
+    parser.add_argument("--n", type=int, default=5000)
+    parser.add_argument(
+        "--c2st", default="", help="cells to test too, by how they begin: 'end to end;ordinary, evodiff, 20'"
+    )
+    parser.add_argument("--work", type=Path, help="runs and images; default runs/few_steps_PRESET")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    options.work = options.work or Path(f"runs/few_steps_{options.preset}")
+    train, test = (load_data(options.data, split) for split in ("train", "test"))
+    judges = judges_of(options, train)
+    features = load_features(next(iter(judges.values())))
+    reference = image_moments(features, to_unit(test.images))
+    path = output_dir(options.out) / f"few_steps_{options.preset}.json"
+    asked = {name: getattr(options, name) for name in ("preset", "ordinary", "pretrain", "n")}
+    earlier = read_json(path) if path.exists() else {}
+    content: dict[str, Any] = earlier if all(earlier.get(key) == value for key, value in asked.items()) else {}
+    content |= {"machine": machine(), **asked, "judges": {name: load_features(of).name for name, of in judges.items()}}
+    content["floors"] = {name: floor(load_features(spec), train, test, options.n) for name, spec in judges.items()}
+    curves, rows = content.setdefault("curves", {}), content.setdefault("rows", {})
+    for seed in map(int, options.seeds.split(",")):
+        curve = curves.setdefault(str(seed), [])
+        for arm in arms(seed, options, train, curve, lambda folder: quick(folder, features, reference)):
+            for cell in arm.ways:
+                key = f"{seed}: {arm.name}, {cell}"
+                rows[key] = measured(arm, cell, options, judges, seed)
+                fds = {
+                    name: numbers["value"] for name, numbers in rows[key]["numbers"].items() if name.startswith("fd")
+                }
+                print(key, {name: round(value, 3) for name, value in fds.items()}, flush=True)
+                write_json(path, content)
+
+
+if __name__ == "__main__":
+    main()
