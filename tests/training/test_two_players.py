@@ -238,9 +238,7 @@ def test_a_chain_that_blows_up_names_the_step_and_the_level(tmp_path: Path) -> N
     next(run.steps())
     with torch.no_grad():
         next(run.players[GENERATOR].parameters()).fill_(math.nan)
-    with pytest.raises(
-        NonFiniteError, match=r"Step 2, .*The generator.s chain: .* in step 0.*level 0"
-    ):
+    with pytest.raises(NonFiniteError, match=r"Step 2, .*The generator.s chain: .* in step 0.*level 0"):
         list(run.steps())
 
 

@@ -110,8 +110,8 @@ def _moment() -> Recipe:
     return lambda given, view: Viewed(MomentReconstruction(), view)
 
 
-def _bounds() -> Recipe:
-    return lambda given, view: Bounds()
+def _bounds(margin: float = 0.5) -> Recipe:
+    return lambda given, view: Bounds(margin)
 
 
 def _energy(features: str = "pixels,random", beta: float = 1.0) -> Recipe:
