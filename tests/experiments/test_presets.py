@@ -9,11 +9,12 @@ from fewstep.data import ImageData, Images, Scenes
 from fewstep.experiments import PRESETS
 from fewstep.training import model_config
 
-_IMAGES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+_IMAGES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32), "cifar10-small": (3, 32, 32)}
 _PARAMETERS = {
     "digits": (0.2e6, 0.4e6),
     "mnist": (1.3e6, 1.8e6),
     "cifar10": (15e6, 22.5e6),
+    "cifar10-small": (3.5e6, 3.9e6),
     "scenes": (2e6, 2.7e6),
 }
 
