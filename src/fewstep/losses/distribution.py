@@ -20,6 +20,7 @@ from torch import Generator, Tensor, nn
 
 from fewstep._chunks import in_chunks
 from fewstep.errors import ConfigError, DataError, ShapeError
+from fewstep.features.kernels import Polynomial, gaussians, squared_distances
 from fewstep.losses.base import Outcome, Role, check_draws
 from fewstep.losses.frechet import EmaMoments, frechet_distance
 
@@ -37,31 +38,6 @@ class Kernel(Protocol):
     def fitted(self, real: Tensor) -> Pairs:
         """Return the function with its scale taken from the vectors of real images, (m, dim), as constants."""
         ...
-
-
-@dataclass(frozen=True)
-class Polynomial:
-    r"""The kernel of KID.
-
-    .. math:: k(x, y) = (\gamma\, x \cdot y + c)^p
-
-    Args:
-        degree: p.
-        gamma: factor of the inner product; None is 1 / dim.
-        coef: c.
-
-    Source:
-        Bińkowski et al. 2018, arXiv:1801.01401, Eq. 3. Departs from it in: nothing.
-    """
-
-    degree: int = 3
-    gamma: float | None = None
-    coef: float = 1.0
-
-    def fitted(self, real: Tensor) -> Pairs:
-        """Return the kernel itself."""
-        gamma = 1 / real.shape[1] if self.gamma is None else self.gamma
-        return lambda x, y: (gamma * (x @ y.mT) + self.coef) ** self.degree
 
 
 @dataclass(frozen=True)
@@ -93,11 +69,7 @@ class RBF:
         median = _median_square(real - centre)
 
         def pairs(x: Tensor, y: Tensor) -> Tensor:
-            squared = _squared_distances(x - centre, y - centre) / median
-            total = squared.new_zeros(())
-            for width in self.widths:  # summed as they come: a stack would hold them all twice
-                total = total + (squared / (-2 * width**2)).exp()
-            return total / len(self.widths)
+            return gaussians(squared_distances(x - centre, y - centre) / median, self.widths)
 
         return pairs
 
@@ -249,7 +221,7 @@ def _vectors(features: Vectors, outcome: Outcome, chunk: int | None, who: str) -
 def _median_square(rows: Tensor) -> Tensor:
     rows = rows[:_MEDIAN_ROWS]
     upper = torch.triu_indices(len(rows), len(rows), 1, device=rows.device)
-    median = _squared_distances(rows, rows)[upper[0], upper[1]].quantile(0.5)
+    median = squared_distances(rows, rows)[upper[0], upper[1]].quantile(0.5)
     if not bool(median > 0):
         raise DataError(
             f"{len(rows)} real images whose features have a median distance of 0",
@@ -257,7 +229,3 @@ def _median_square(rows: Tensor) -> Tensor:
             "Use larger batches, or look whether the images are copies",
         )
     return median
-
-
-def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    return (x.square().sum(1)[:, None] + y.square().sum(1) - 2 * (x @ y.mT)).clamp(min=0)

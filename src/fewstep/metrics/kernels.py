@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import ConfigError, DataError
+from fewstep.features.kernels import Polynomial, gaussians, squared_distances
 from fewstep.metrics.estimate import Estimate, jackknife
 from fewstep.metrics.grouping import group_of
 from fewstep.metrics.indexed import row_pair
@@ -39,31 +40,6 @@ class Kernel(Protocol):
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Evaluate all pairs: x of shape (n, dim), y of shape (m, dim) -> (n, m)."""
         ...
-
-
-@dataclass(frozen=True)
-class Polynomial:
-    r"""The kernel of KID.
-
-    .. math:: k(x, y) = (\gamma\, x \cdot y + c)^p
-
-    Args:
-        degree: p.
-        gamma: factor of the inner product; None is 1 / dim.
-        coef: c.
-
-    Source:
-        Bińkowski et al. 2018, arXiv:1801.01401, Eq. 3. Departs from it in: nothing.
-    """
-
-    degree: int = 3
-    gamma: float | None = None
-    coef: float = 1.0
-
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """Evaluate all pairs: x of shape (n, dim), y of shape (m, dim) -> (n, m)."""
-        gamma = 1 / x.shape[1] if self.gamma is None else self.gamma
-        return (gamma * (x @ y.mT) + self.coef) ** self.degree
 
 
 @dataclass(frozen=True)
@@ -93,11 +69,7 @@ class RBF:
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Evaluate all pairs: x of shape (n, dim), y of shape (m, dim) -> (n, m)."""
         centre = y.mean(0)  # distances do not change, and rounding is that of their size, not of the offset's
-        squared = _squared_distances(x - centre, y - centre)
-        values = torch.zeros_like(squared)
-        for width in self.bandwidths:
-            values += (squared / (-2 * width**2)).exp_()
-        return values / len(self.bandwidths)
+        return gaussians(squared_distances(x - centre, y - centre), self.bandwidths)
 
 
 def median_distance(rows: Tensor) -> float:
@@ -115,7 +87,7 @@ def median_distance(rows: Tensor) -> float:
     rows = rows[:_MEDIAN_ROWS].to(torch.float64)
     rows = rows - rows.mean(0)
     upper = torch.triu_indices(len(rows), len(rows), 1)
-    squared = _squared_distances(rows, rows)[upper[0], upper[1]]
+    squared = squared_distances(rows, rows)[upper[0], upper[1]]
     median = float(squared.quantile(0.5).sqrt()) if len(squared) else 0.0
     if median == 0:
         raise DataError(
@@ -241,7 +213,3 @@ def _within(x: Tensor, kernel: Kernel) -> Tensor:
         total = total + own.sum() - own.diagonal().sum()
         total = total + 2 * sum(kernel(rows, columns).sum() for columns in blocks[:i])
     return total
-
-
-def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    return (x.square().sum(1)[:, None] + y.square().sum(1) - 2 * (x @ y.mT)).clamp(min=0)
