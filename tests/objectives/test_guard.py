@@ -130,14 +130,15 @@ def test_a_collapsing_objective_warns_the_caller() -> None:
 @pytest.mark.parametrize(("name", "optimum"), [("l2", 0.0), ("energy", 1.0)])
 def test_the_minimum_over_gaussian_samplers(name: str, optimum: float) -> None:
     """F = s z against x ~ N(0, 1): the loss is flat in s at s = 0 for L2, and at s = 1 for the energy score."""
-    n = 200_000
-    draws = torch.randn(2, n, 1, dtype=F64, generator=seeded("z"))
-    x = torch.randn(n, 1, dtype=F64, generator=seeded("x"))
+    parts, rows = 100, 500
+    n, cond = parts * rows, {"label": torch.arange(rows)}
+    draws = torch.randn(parts, 2, rows, 1, dtype=F64, generator=seeded("z"))
+    x = torch.randn(parts, rows, 1, dtype=F64, generator=seeded("x"))
     slopes = {}
     for s in (0.02, 1.0, 1.5):
-        width = torch.full((n, 1), s, dtype=F64, requires_grad=True)
-        loss = TERMS[name](Outcome(width * draws, x, x), seeded(0))
-        (slope,) = torch.autograd.grad(loss, width)
+        width = torch.full((parts, rows, 1), s, dtype=F64, requires_grad=True)
+        losses = [TERMS[name](Outcome(w * z, r, r, cond), seeded(0)) for w, z, r in zip(width, draws, x, strict=True)]
+        (slope,) = torch.autograd.grad(torch.stack(losses).mean(), width)
         slopes[s] = (float(slope.sum()), float(slope.std()) * math.sqrt(n))
     value, error = slopes[max(optimum, 0.02)]
     assert abs(value) < 4 * error + 2.5 * 0.02 * (optimum == 0)
@@ -184,7 +185,7 @@ class Made:
         centre = torch.randn(self.n, 4, generator=seeded("c"))
         z = torch.randn(draws, self.n, 4, generator=seeded("z"))
         real = centre + torch.randn(self.n, 4, generator=seeded("r"))
-        return Outcome(centre + self.s * z, real, real)
+        return Outcome(centre + self.s * z, real, real, {"label": torch.arange(self.n)})
 
 
 @pytest.mark.parametrize("draws", [2, 3])
@@ -212,7 +213,19 @@ def test_what_lies_beyond_white_is_no_variety() -> None:
     assert float(raw["rho"]) > 4 * float(seen["rho"])
 
 
-def test_one_draw_has_no_diversity() -> None:
+def test_draws_of_one_condition_count_together_in_whichever_rows_they_are() -> None:
+    label = torch.tensor([0, 1, 0, 2, 1, 0])
+    fake = torch.randn(2, 6, 3, generator=seeded("z"))
+    variances = {c: fake[:, label == c].flatten(0, 1).var(0).sum() for c in range(3)}
+    expected = (6 * variances[0] + 4 * variances[1] + 2 * variances[2]) / 12
+    parts = Guard(2.0)(Outcome(fake, fake[0], fake[0], {"label": label}))
+    assert float(parts["rho"]) == pytest.approx(float(expected) / 2, rel=1e-5)
+    alone = Guard(2.0)(Outcome(fake[:1, :5], fake[0, :5], fake[0, :5], {"label": label[:5]}))  # the 2 is left out
+    variances = {c: fake[0, :5][label[:5] == c].var(0).sum() for c in range(2)}
+    assert float(alone["rho"]) == pytest.approx(float(variances[0] + variances[1]) / 4, rel=1e-5)
+
+
+def test_one_draw_of_each_condition_has_no_diversity() -> None:
     assert set(Guard(1.0)(Made(1.0).outcome(1))) == {"contrast"}
 
 

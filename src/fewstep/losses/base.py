@@ -25,7 +25,18 @@ from torch import Generator, Tensor
 from fewstep.denoisers import Cond
 from fewstep.errors import ShapeError
 
-__all__ = ["Outcome", "Role", "SampleLoss", "Term", "View", "check_draws", "difference", "precise", "repeated"]
+__all__ = [
+    "Outcome",
+    "Role",
+    "SampleLoss",
+    "Term",
+    "View",
+    "check_draws",
+    "conditions_of",
+    "difference",
+    "precise",
+    "repeated",
+]
 
 Role: TypeAlias = Literal["paired", "moment", "distribution", "reward"]
 View: TypeAlias = Callable[[Tensor], Tensor]
@@ -65,6 +76,15 @@ class Outcome(NamedTuple):
 def repeated(cond: Cond, times: int) -> Cond:
     """Stack conditions (b, *s) several times: (times * b, *s)."""
     return cond and {name: value.repeat(times, *[1] * (value.ndim - 1)) for name, value in cond.items()}
+
+
+def conditions_of(cond: Cond, n: int, device: torch.device) -> Tensor:
+    """Number the conditions of n rows: rows that are told the same have the same number, from 0; int64, (n,)."""
+    if not cond:
+        return torch.zeros(n, dtype=torch.int64, device=device)
+    told = torch.cat([value.reshape(n, -1).double() for value in cond.values()], dim=1)
+    number: Tensor = torch.unique(told, dim=0, return_inverse=True)[1]
+    return number.to(device)
 
 
 class SampleLoss(Protocol):

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from fewstep.data import Batch
 from fewstep.losses import Outcome, Ramp, Role, Term, View
+from fewstep.losses.base import conditions_of
 from fewstep.losses.views import unchanged
 from fewstep.objectives.coupled import Coupling, Independent
 
@@ -132,19 +133,28 @@ def spread_of(data: Batch) -> float | None:
         Trace of the covariance within a condition, unbiased, averaged over the samples whose condition has at least
         10 of them; None if no condition has, or the data within conditions are all alike.
     """
-    x = data.x0.flatten(1).double()
-    columns = [value.reshape(len(x), -1).double() for value in (data.cond or {}).values()]
-    told = torch.cat([*columns, x.new_zeros(len(x), 1)], dim=1)
-    _, group, counts = torch.unique(told, dim=0, return_inverse=True, return_counts=True)
-    x = x - x.mean(dim=0)  # or the difference of squares below would cancel
-    sums = x.new_zeros(len(counts), x.shape[1]).index_add(0, group, x)
-    squares = x.new_zeros(len(counts)).index_add(0, group, x.square().sum(dim=1))
+    variance, counts = _within(data.x0.double(), conditions_of(data.cond, len(data), data.x0.device))
     many = counts >= _FEW
     if not bool(many.any()):
         return None
-    variance = (squares - sums.square().sum(dim=1) / counts) / (counts - 1)
-    spread = float((variance * counts)[many].sum() / counts[many].sum())
-    return spread if spread > x.shape[1] * _LEAST**2 else None
+    spread = float(_mean(variance[many], counts[many]))
+    return spread if spread > data.x0[0].numel() * _LEAST**2 else None
+
+
+def _within(x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+    """Trace of the covariance of samples (n, *d) within each of the conditions (n,) that have two, and their counts."""
+    x = x.flatten(1)
+    x = x - x.mean(dim=0)  # or the difference of squares below would cancel
+    counts = condition.bincount()
+    sums = x.new_zeros(len(counts), x.shape[1]).index_add(0, condition, x)
+    squares = x.new_zeros(len(counts)).index_add(0, condition, x.square().sum(dim=1))
+    several = counts > 1
+    counts, sums, squares = counts[several], sums[several], squares[several]
+    return (squares - sums.square().sum(dim=1) / counts) / (counts - 1), counts
+
+
+def _mean(values: Tensor, counts: Tensor) -> Tensor:
+    return (values * counts).sum() / counts.sum()
 
 
 @dataclass(frozen=True)
@@ -167,14 +177,16 @@ class Guard:
             outcome: samples (k, b, *d) and real samples (b, *d).
 
         Returns:
-            "contrast", the standard deviation of all numbers of the samples over that of the real ones; and from
-            k = 2 draws on "rho", the variety within conditions over that of the data, or, where the latter is not
-            known, "diversity", its numerator.
+            "contrast", the standard deviation of all numbers of the samples over that of the real ones; and where a
+            condition has two draws, in one row or in several, "rho", the variety within conditions over that of the
+            data, or, where the latter is not known, "diversity", its numerator.
         """
         fake, real = self.view(outcome.fake).float(), outcome.real.float()
         parts = {"contrast": fake.std(correction=0) / real.std(correction=0).clamp(min=_LEAST)}
-        if len(fake) > 1:
-            variety = fake.var(dim=0).flatten(1).sum(dim=1).mean()
+        condition = conditions_of(outcome.cond, len(real), real.device).repeat(len(fake))
+        variance, counts = _within(fake.flatten(0, 1), condition)
+        if len(counts):
+            variety = _mean(variance, counts)
             parts |= {"diversity": variety} if self.spread is None else {"rho": variety / self.spread}
         return parts
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep._files import output_dir, write_folder_atomic
-from fewstep.data import ImageData, Images
+from fewstep.data import Batch, ImageData, Images, indices_of_step
 from fewstep.denoisers import Cond
 from fewstep.errors import ConfigError, choose
 from fewstep.features import (
@@ -42,6 +42,7 @@ Tell: TypeAlias = Callable[[str], None]  # is told in a line what is being made
 
 _PLACED = ("classifier", "squeezenet")  # maps that may name a folder or file
 _FILTERS = 20_241_129  # seed of the random filters that training sees; judges have others, 0 in `fewstep evaluate`
+_SOME = 1000
 _SEEN = 120_000  # images that the classifier on the spot sees, epochs included, up to 10 of them
 
 
@@ -91,6 +92,13 @@ class Materials:
     def teacher(self) -> Model:
         """The model that couplings learn from; ConfigError if there is none."""
         return load_model(self.teacher_name, self.device) if self.teacher_name else self.start
+
+    @cached_property
+    def some(self) -> Batch:
+        """A thousand of the images, with what the network is told of them: for units and other rough numbers."""
+        batch = self.data.batch(indices_of_step(len(self.data), min(len(self.data), _SOME), 0, 0)).to(self.device)
+        told = {name: value for name, value in (batch.cond or {}).items() if name in self.described.null}
+        return Batch(batch.x0, told)
 
     @cached_property
     def classifier(self) -> ClassifierFeatures:

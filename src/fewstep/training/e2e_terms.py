@@ -114,8 +114,12 @@ def _bounds(margin: float = 0.5) -> Recipe:
     return lambda given, view: Bounds(margin)
 
 
-def _energy(features: str = "pixels,random", beta: float = 1.0) -> Recipe:
-    return lambda given, view: Viewed(EnergyScore(given.maps(features), beta), view)
+def _energy(features: str = "pixels,random", beta: float = 1.0, draws: int = 2) -> Recipe:
+    def make(given: Materials, view: View) -> Term:
+        some = given.some
+        return Viewed(EnergyScore(given.maps(features), beta, draws).fitted(view(some.x0), some.cond), view)
+
+    return make
 
 
 def _mmd(features: str = "random", kernel: str = "rbf", chunk: int = 0) -> Recipe:
