@@ -16,6 +16,7 @@ from fewstep.errors import CheckpointError, CollapseWarning, ConfigError
 from fewstep.experiments.few_steps import _UNSEEN
 from fewstep.experiments.presets import configured
 from fewstep.features import RandomConv, load_features
+from fewstep.losses import EnergyScore, Viewed
 from fewstep.models import Chain, Part, load_model
 from fewstep.objectives import E2E
 from fewstep.sampling import resolve, sample
@@ -83,6 +84,18 @@ def test_a_run_from_scratch_leaves_a_model_with_its_chain(tmp_path: Path, data: 
     solver, grid = resolve(model.config.chain, model.denoiser.schedule, 2)
     z, label = torch.randn(3, 1, 8, 8), torch.tensor([0, 1, 2])
     assert bool(sample(model.denoiser, solver, grid, z, cond={"label": label}).x.isfinite().all())
+
+
+def test_energy_of_one_draw_each_in_units_of_the_data(tmp_path: Path, data: ImageData) -> None:
+    config = scratch("e2e.terms.energy.draws=1", "e2e.view=none")
+    objective = build(config, data, tmp_path).objective
+    assert isinstance(objective, E2E)
+    assert objective.draws == 1
+    term = objective.terms["energy"].term
+    assert isinstance(term, Viewed)
+    assert isinstance(term.term, EnergyScore)
+    pixels = data.batch(torch.arange(200)).x0.flatten(1)
+    assert term.term.scales == ((pytest.approx(float(2 * pixels.var(0).sum()) ** 0.5, rel=1e-5),),)
 
 
 def test_a_killed_run_of_two_players_goes_on_bit_for_bit(tmp_path: Path, data: ImageData) -> None:
