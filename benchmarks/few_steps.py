@@ -21,7 +21,7 @@ import argparse
 import itertools
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,29 @@ def measured(arm: Arm, cell: str, options: argparse.Namespace, judges: dict[str,
     return {"numbers": numbers, "seconds of training": seconds_of(arm.folder)}
 
 
+def table(content: Mapping[str, Any]) -> str:
+    """The rows as Markdown: FDr in every judge, mean (least to largest) over seeds; the rest in the first judge."""
+    cells: dict[str, list[Mapping[str, Any]]] = {}
+    for key, row in content["rows"].items():
+        cells.setdefault(key.split(": ", maxsplit=1)[1], []).append(row["numbers"])
+    judges = list(content["judges"])
+    others = [f"{name} ({judges[0]})" for name in ("precision", "recall", "rho", "memorised")]
+    head = ["cell", *(f"FDr, {judge}" for judge in judges), "precision", "recall", "rho", "memorised", "C2ST"]
+    lines = [head, ["---"] * len(head)]
+    for cell, found in cells.items():
+        distances = [_over_seeds(found, f"fd ({judge})", content["floors"][judge]) for judge in judges]
+        lines.append([cell, *distances, *(_over_seeds(found, name) for name in (*others, "c2st"))])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _over_seeds(found: list[Mapping[str, Any]], name: str, unit: float = 1.0) -> str:
+    values = [numbers[name]["value"] / unit for numbers in found if name in numbers]
+    if not values:
+        return "-"
+    mean = f"{sum(values) / len(values):.3g}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.3g} to {max(values):.3g})"
+
+
 def judges_of(options: argparse.Namespace, train: ImageData) -> dict[str, str]:
     """What judges, by name: as `load_features` reads it."""
     if options.judges:
@@ -214,6 +237,7 @@ def main() -> None:
                 }
                 print(key, {name: round(value, 3) for name, value in fds.items()}, flush=True)
                 write_json(path, content)
+    print(table(content))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import torch
 
 from fewstep.errors import ConfigError, ShapeError
 from fewstep.losses import Bounds, Outcome, Viewed
+from fewstep.losses.views import unchanged
 
 
 def outcome(fake: torch.Tensor) -> Outcome:
@@ -25,7 +26,9 @@ def test_only_what_is_outside_is_pulled_back() -> None:
 
 
 def test_behind_a_clipping_view_there_is_nothing_to_see() -> None:
-    assert float(Viewed(Bounds())(outcome(3 * torch.ones(2, 3, 4)), torch.Generator())) == 0
+    with pytest.raises(ConfigError, match="samples as they are"):
+        Viewed(Bounds())
+    assert float(Viewed(Bounds(0.0), unchanged)(outcome(3 * torch.ones(2, 3, 4)), torch.Generator())) == 4
 
 
 def test_samples_of_the_wrong_shape() -> None:

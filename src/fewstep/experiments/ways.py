@@ -17,11 +17,9 @@ from fewstep.experiments.runs import GridChoice, make_grid
 from fewstep.models import Model
 from fewstep.noise import Grid
 from fewstep.sampling import resolve
-from fewstep.solvers import SOLVERS, Solver
+from fewstep.solvers import DEFAULT_NFE, DEFAULT_SOLVER, SOLVERS, Solver
 
-__all__ = ["NFE", "SOLVER", "Way", "check_budget", "way_of"]
-
-SOLVER, NFE = "evodiff", 10  # of the ordinary way, if nobody chooses
+__all__ = ["Way", "check_budget", "way_of"]
 
 
 class Way(NamedTuple):
@@ -78,10 +76,10 @@ def way_of(
     check_budget(nfe, steps)
     if model.config.chain is not None and (solver, nfe, grid) == (None, None, None):
         return _chained(model, model.config.chain, steps)
-    name, choice = solver or SOLVER, grid or GridChoice()
+    name, choice = solver or DEFAULT_SOLVER, grid or GridChoice()
     rule = choose(name, SOLVERS, "solver")()
     if steps is None:
-        levels = make_grid(model, rule, choice, nfe := NFE if nfe is None else nfe)
+        levels = make_grid(model, rule, choice, nfe := DEFAULT_NFE if nfe is None else nfe)
         return Way(rule, levels, name, choice.describe(levels.steps), nfe)
     schedule = model.denoiser.schedule
     levels = choice.rule(schedule)(schedule, steps)

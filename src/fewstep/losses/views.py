@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from fewstep.errors import ConfigError
 from fewstep.losses.base import Outcome, Role, Term, View
+from fewstep.losses.bounds import Bounds
 
 __all__ = ["VIEWS", "Viewed", "clamped", "eight_bit", "unchanged"]
 
@@ -58,10 +60,17 @@ class Viewed:
     Args:
         term: the term.
         view: the view; see VIEWS.
+
+    Raises:
+        ConfigError: for Bounds behind a view that clips, where it would be 0 whatever the samples are.
     """
 
     term: Term
     view: View = eight_bit
+
+    def __post_init__(self) -> None:
+        if isinstance(self.term, Bounds) and self.view is not unchanged:
+            raise ConfigError("Bounds behind a view", "It looks at samples as they are", "Use Bounds without Viewed")
 
     @property
     def draws(self) -> int:

@@ -18,11 +18,13 @@ from fewstep.solvers.evodiff import EVODiff
 from fewstep.solvers.heun import Heun
 from fewstep.solvers.ipndm import IPNDM
 from fewstep.solvers.multistep_table import MultistepTable
-from fewstep.solvers.table import SOLVERS
+from fewstep.solvers.table import DEFAULT_NFE, DEFAULT_SOLVER, SOLVERS
 from fewstep.solvers.unipc import UniPC
 
 __all__ = [
     "DDIM",
+    "DEFAULT_NFE",
+    "DEFAULT_SOLVER",
     "IPNDM",
     "SOLVERS",
     "DPMpp2M",

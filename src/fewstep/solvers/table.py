@@ -13,7 +13,7 @@ from fewstep.solvers.heun import Heun
 from fewstep.solvers.ipndm import IPNDM
 from fewstep.solvers.unipc import UniPC
 
-__all__ = ["SOLVERS"]
+__all__ = ["DEFAULT_NFE", "DEFAULT_SOLVER", "SOLVERS"]
 
 SOLVERS: dict[str, Callable[[], Solver]] = {
     "ddim": DDIM,
@@ -24,3 +24,5 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
     "ipndm": IPNDM,
     "unipc": UniPC,
 }
+
+DEFAULT_SOLVER, DEFAULT_NFE = "evodiff", 10  # of a model without a chain of its own, if nobody chooses

@@ -28,14 +28,13 @@ from fewstep.objectives.couplings import (
     read_pairs,
 )
 from fewstep.sampling import Checkpointed, Full, LastSteps, grid_for, resolve
-from fewstep.solvers import SOLVERS
+from fewstep.solvers import DEFAULT_NFE, DEFAULT_SOLVER, SOLVERS
 from fewstep.training.e2e_materials import Materials
 
 __all__ = ["COUPLINGS", "GRADIENTS", "PAIRS", "CouplingRecipe", "teacher_of"]
 
 PAIRS = "pairs.safetensors"  # in the run's folder, where the coupling "pairs" looks by itself
 CouplingRecipe: TypeAlias = Callable[[Materials], Coupling]
-_SOLVER, _NFE = "evodiff", 10  # of a teacher without a chain of its own, if nobody chooses
 
 
 def _independent() -> CouplingRecipe:
@@ -67,10 +66,10 @@ def teacher_of(model: Model, solver: str = "", nfe: int = 0, guidance: float = 1
     schedule, denoiser = model.denoiser.schedule, model.guided(guidance)
     if model.config.chain is not None and not solver and nfe == 0:
         return Teacher(denoiser, *resolve(model.config.chain, schedule), data_free)
-    rule = choose(solver or _SOLVER, SOLVERS, "solver")()
+    rule = choose(solver or DEFAULT_SOLVER, SOLVERS, "solver")()
     noisiest, cleanest = (math.exp(-lam) for lam in schedule.lam_range())
     spacing = Karras(kappa_max=min(80.0, noisiest), kappa_min=max(0.002, cleanest))
-    return Teacher(denoiser, rule, grid_for(rule, spacing, schedule, nfe or _NFE), data_free)
+    return Teacher(denoiser, rule, grid_for(rule, spacing, schedule, nfe or DEFAULT_NFE), data_free)
 
 
 def _pairs(path: str = "", data_free: bool = True) -> CouplingRecipe:

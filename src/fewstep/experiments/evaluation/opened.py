@@ -19,9 +19,10 @@ from fewstep.experiments.evaluation.places import SPLIT, THERE, load_images, wit
 from fewstep.experiments.evaluation.request import MODEL_IMAGES, SEED_STRIDE, Request
 from fewstep.experiments.evaluation.subjects import ArraySubject, FolderSubject, Subject
 from fewstep.experiments.runs import captions_of, conditions, said_of, seeds_of
-from fewstep.experiments.ways import NFE, check_budget
+from fewstep.experiments.ways import check_budget
 from fewstep.metrics.grouping import random_rank
 from fewstep.models import Model, load_model
+from fewstep.solvers import DEFAULT_NFE
 
 __all__ = ["Opened", "match_images", "open_subjects"]
 
@@ -137,7 +138,7 @@ def _pipeline(request: Request, place: str) -> Generator:
     from fewstep.experiments.evaluation.pipelines import PipelineGenerator  # diffusers comes with an extra
 
     check_budget(request.nfe, request.steps)
-    steps = next((count for count in (request.steps, request.nfe) if count is not None), NFE)
+    steps = next((count for count in (request.steps, request.nfe) if count is not None), DEFAULT_NFE)
     device, batch = request.plan.device, request.batch_size
     return PipelineGenerator(place, steps, request.guidance, request.size, device, batch_size=batch)
 
