@@ -197,6 +197,12 @@ def judges_of(options: argparse.Namespace, train: ImageData) -> dict[str, str]:
     }
 
 
+def kept(path: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What is there from runs of the same numbers."""
+    earlier: dict[str, Any] = read_json(path) if path.exists() else {}
+    return earlier if all(earlier.get(key) == value for key, value in asked.items()) else {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="mnist", help="of ordinary training; that of chains is called PRESET-e2e")
@@ -221,23 +227,21 @@ def main() -> None:
     reference = image_moments(features, to_unit(test.images))
     path = output_dir(options.out) / f"few_steps_{options.preset}.json"
     asked = {name: getattr(options, name) for name in ("preset", "ordinary", "pretrain", "n")}
-    earlier = read_json(path) if path.exists() else {}
-    content: dict[str, Any] = earlier if all(earlier.get(key) == value for key, value in asked.items()) else {}
-    content |= {"machine": machine(), **asked, "judges": {name: load_features(of).name for name, of in judges.items()}}
-    content["floors"] = {name: floor(load_features(spec), train, test, options.n) for name, spec in judges.items()}
-    curves, rows = content.setdefault("curves", {}), content.setdefault("rows", {})
+    said: dict[str, Any] = {"machine": machine(), **asked}
+    said["judges"] = {name: load_features(spec).name for name, spec in judges.items()}
+    said["floors"] = {name: floor(load_features(spec), train, test, options.n) for name, spec in judges.items()}
     for seed in map(int, options.seeds.split(",")):
-        curve = curves.setdefault(str(seed), [])
+        curve = [*kept(path, asked).get("curves", {}).get(str(seed), [])]
         for arm in arms(seed, options, train, curve, lambda folder: quick(folder, features, reference)):
             for cell in arm.ways:
                 key = f"{seed}: {arm.name}, {cell}"
-                rows[key] = measured(arm, cell, options, judges, seed)
-                fds = {
-                    name: numbers["value"] for name, numbers in rows[key]["numbers"].items() if name.startswith("fd")
-                }
+                row = measured(arm, cell, options, judges, seed)
+                fds = {name: value["value"] for name, value in row["numbers"].items() if name.startswith("fd")}
                 print(key, {name: round(value, 3) for name, value in fds.items()}, flush=True)
-                write_json(path, content)
-    print(table(content))
+                earlier = kept(path, asked)  # read anew: other seeds may be running beside
+                curves, rows = ({**earlier.get(name, {})} for name in ("curves", "rows"))
+                write_json(path, {**said, "curves": {**curves, str(seed): curve}, "rows": {**rows, key: row}})
+    print(table(read_json(path)))
 
 
 if __name__ == "__main__":
