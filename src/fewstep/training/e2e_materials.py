@@ -96,7 +96,11 @@ class Materials:
     @cached_property
     def some(self) -> Batch:
         """A thousand of the images, with what the network is told of them: for units and other rough numbers."""
-        batch = self.data.batch(indices_of_step(len(self.data), min(len(self.data), _SOME), 0, 0)).to(self.device)
+        return self.some_of(_SOME).to(self.device)
+
+    def some_of(self, n: int) -> Batch:
+        """The same n images in every run, or all if there are fewer, with what the network is told of them."""
+        batch = self.data.batch(indices_of_step(len(self.data), min(len(self.data), n), 0, 0))
         told = {name: value for name, value in (batch.cond or {}).items() if name in self.described.null}
         return Batch(batch.x0, told)
 

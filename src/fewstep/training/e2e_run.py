@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from fewstep.data import Batch, Images, indices_of_step
+from fewstep.data import Images
 from fewstep.errors import ConfigError
 from fewstep.losses import VIEWS
 from fewstep.models import Chain, ModelConfig
@@ -106,7 +106,7 @@ def end_to_end(
         microbatch=e2e.microbatch,
         draws=e2e.draws,
         told=tuple(described.null),
-        guard=Guard(_spread(data, described), VIEWS[e2e.view]),
+        guard=Guard(_spread(given), VIEWS[e2e.view]),
     )
     return Parts(objective, {GENERATOR: player, **objective.others()})
 
@@ -150,10 +150,6 @@ def _choose_trainable(network: nn.Module, patterns: Sequence[str]) -> None:
         parameter.requires_grad_(any(fnmatch(name, pattern) for pattern in patterns))
 
 
-def _spread(data: Images, described: ModelConfig) -> float | None:
+def _spread(given: Materials) -> float | None:
     """Variety of the data within their conditions; captions have too few images each."""
-    if described.captions is not None:
-        return None
-    batch = data.batch(indices_of_step(len(data), min(len(data), _LOOK), 0, 0))
-    told = {name: value for name, value in (batch.cond or {}).items() if name in described.null}
-    return spread_of(Batch(batch.x0, told))
+    return None if given.described.captions is not None else spread_of(given.some_of(_LOOK))
