@@ -39,11 +39,6 @@ _PERC = "e2e.terms.perceptual.weight=1"
 _ADV = "e2e.terms.adversarial.weight=1"
 _LEAKY = ("e2e.coupling=leaky", "e2e.spacing=uniform_lam", "e2e.spacing.lam_min=-2.7", "e2e.spacing.end=zero")
 
-_BOTH: Mapping[str, Mapping[str, Any]] = {
-    "energy": {"weight": 1.0, "features": "pixels,random"},
-    "adversarial": {"weight": 1.0},
-}
-
 # Group -> cell -> what it changes in the run of energy score and critic.
 GROUPS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "terms": {
@@ -185,7 +180,7 @@ class Ablation:
     def config(self, group: str, name: str, start: str) -> RunConfig:
         """Write the run of a cell down."""
         train = replace(CHAINS, steps=self.plan.steps, seed=self.plan.seed, precision="no")
-        run = RunConfig(data=self.plan.data, objective="e2e", e2e=E2EConfig(init=start, terms=_BOTH), train=train)
+        run = RunConfig(data=self.plan.data, objective="e2e", e2e=E2EConfig(init=start), train=train)
         return override(run, GROUPS[group][name])
 
     @property
