@@ -238,6 +238,15 @@ def test_frechet_state_travels_and_features_do_not() -> None:
     assert step(other, 7) == step(term, 7)
 
 
+def test_chains_of_each_length_are_measured_by_themselves() -> None:
+    # Chains of 1 step make ones, chains of 2 make minus ones: half of each has the moments of the data, N(0, 1).
+    term, real = FrechetEma(flat, 1, beta=0.5, chains=(1, 2)), torch.tensor([[-1.0], [1.0]], dtype=DOUBLE)
+    for steps in (1, 2, 1, 2):
+        fake = torch.full((1, 2, 1), 3.0 - 2 * steps, dtype=DOUBLE)
+        found = float(term(Outcome(fake, real, real, steps=steps), UNUSED))
+        assert found == pytest.approx(2.0, rel=2e-3)  # (1 - 0)^2 + (0 - 1)^2, but for the ridge
+
+
 def test_known_moments_of_the_data_stay_as_they_are() -> None:
     mean, cov = moments_of(normal(100, 4, seed=60, shift=0.5))
     term = FrechetEma(flat, 4, beta=0.0, real=(mean, cov))
@@ -282,6 +291,11 @@ def test_an_affine_generator_finds_the_gaussian_from_near_collapse(make: Callabl
             lambda: FrechetEma(flat, 3, real=(torch.zeros(2), torch.eye(3))),
             ShapeError,
             r"shapes \(2,\) and \(3, 3\) for features of 3.*\(3,\) and a covariance \(3, 3\).*same features",
+        ),
+        (
+            lambda: FrechetEma(flat, 2)(Outcome(torch.rand(1, 4, 2), *torch.rand(2, 4, 2), steps=8), UNUSED),
+            ConfigError,
+            r"chain of 8 steps.*chains of 1, 2, 4.*Pass all lengths",
         ),
         (
             lambda: value(MMD(flat), torch.zeros(1, 1, 2), torch.zeros(1, 2)),

@@ -51,6 +51,7 @@ class Outcome(NamedTuple):
         real: real samples of the same conditions, shape (b, *d).
         cond: the conditions, b of each.
         tied: whether the noise of the first draws knows the real samples, which makes the two no independent draws.
+        steps: length of the chain that made the samples; chains of another length make another distribution.
     """
 
     fake: Tensor
@@ -58,6 +59,7 @@ class Outcome(NamedTuple):
     real: Tensor
     cond: Cond = None
     tied: bool = False
+    steps: int = 1
 
     @property
     def free(self) -> Tensor:

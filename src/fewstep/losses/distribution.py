@@ -10,7 +10,7 @@ Sums are taken outside of autocast, in float32 at least: differences of large su
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Protocol, TypeAlias
@@ -130,13 +130,15 @@ class FrechetEma(nn.Module):
     r"""Fréchet distance of samples and data in features, from moments that are averaged over batches.
 
     A covariance of `dim` features needs many times `dim` samples, more than a batch has. The averages live in buffers,
-    which belong into checkpoints; the gradient reaches the newest batch alone. Every call takes its batch in.
+    which belong into checkpoints; the gradient reaches the newest batch alone. Every call takes its batch in. Chains of
+    each length have averages of their own: a mixture may fit the data while each of its parts errs another way.
 
     Args:
         features: differentiable map from images (n, \*d) to vectors (n, dim).
         dim: length of a feature vector.
         beta: memory of the averages, in [0, 1).
         ridge: share of the data's mean variance that is added to all variances; see :func:`frechet_distance`.
+        chains: the lengths of the chains whose samples will come.
         real: mean (dim,) and covariance (dim, dim) of the data if they are known; else they are averaged as well.
         chunk: images whose feature network is held in memory at once; None is all.
 
@@ -155,6 +157,7 @@ class FrechetEma(nn.Module):
         *,
         beta: float = 0.999,
         ridge: float = 1e-6,
+        chains: Iterable[int] = (1, 2, 4),
         real: tuple[Tensor, Tensor] | None = None,
         chunk: int | None = None,
     ) -> None:
@@ -163,7 +166,8 @@ class FrechetEma(nn.Module):
             raise ConfigError(f"ridge={ridge:g}", "The ridge is above 0", "Use 1e-6")
         self.features = partial(features)  # not a submodule: frozen features belong in no checkpoint of moments
         self.ridge, self.chunk, self.given = ridge, chunk, real is not None
-        self.fake, self.real = EmaMoments(dim, beta), EmaMoments(dim, beta)
+        self.real = EmaMoments(dim, beta)
+        self.fake = nn.ModuleDict({str(steps): EmaMoments(dim, beta) for steps in sorted(set(chains))})
         if real is not None:
             self._know(*real)
 
@@ -190,11 +194,18 @@ class FrechetEma(nn.Module):
 
         Raises:
             ShapeError: if the shapes do not fit, or b < 2.
+            ConfigError: if the samples are of a chain of another length than was said.
             DataError: if the data do not vary.
         """
+        if str(outcome.steps) not in self.fake:
+            raise ConfigError(
+                f"Samples of a chain of {outcome.steps} steps for FrechetEma",
+                f"It has averages for chains of {', '.join(self.fake)}: one distribution each",
+                "Pass all lengths that are trained, such as chains=(1, 2, 4, 8)",
+            )
         fake, real = _vectors(self.features, outcome, self.chunk, "FrechetEma")
         known = self.real(real) if not self.given else self._given()
-        return frechet_distance(self.fake(fake), known, self.ridge).to(fake.dtype)
+        return frechet_distance(self.fake[str(outcome.steps)](fake), known, self.ridge).to(fake.dtype)
 
     def _given(self) -> tuple[Tensor, Tensor]:
         mean, second = self.real.moments()

@@ -191,4 +191,4 @@ def _with_two_draws(outcome: Outcome) -> tuple[Outcome, Tensor]:
         )
     fake, target, real = outcome.fake[:, rows], outcome.target[rows], outcome.real[rows]
     cond = outcome.cond and {name: value[rows] for name, value in outcome.cond.items()}
-    return Outcome(fake, target, real, cond, outcome.tied), condition[rows]
+    return outcome._replace(fake=fake, target=target, real=real, cond=cond), condition[rows]

@@ -169,7 +169,8 @@ class E2E:
             What the terms judge: samples (k, b, *d), their targets, real samples and conditions.
         """
         coupled = self.coupling(self._as_told(batch), generator)
-        solver, grid = self.chain(self.steps_at(step))
+        steps = self.steps_at(step)
+        solver, grid = self.chain(steps)
         starts = self._starts(coupled, grid.at(0), generator)
         depth = self.gradient(grid, seeded("depth", step))  # the same in every process, as the number of steps
         x, cond = starts.flatten(0, 1), repeated(coupled.cond, len(starts))
@@ -178,7 +179,7 @@ class E2E:
             fake = self.run(Chained(solver, depth.grid), x, cond, unroll=depth.unroll, watch=watch)
         except NonFiniteError as error:  # it may show in the critics' turn, which comes first
             raise NonFiniteError(f"The generator's chain: {error.given}", error.allowed, error.todo) from error
-        return Outcome(fake.view_as(starts), coupled.target, coupled.real, coupled.cond, coupled.tied)
+        return Outcome(fake.view_as(starts), coupled.target, coupled.real, coupled.cond, coupled.tied, steps)
 
     def run(
         self,

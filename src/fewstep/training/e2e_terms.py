@@ -46,6 +46,7 @@ from fewstep.losses import (
 )
 from fewstep.losses.adversarial import ADVERSARIAL, Adversarial, Diffused
 from fewstep.losses.distribution import KERNELS, MMD, FrechetEma
+from fewstep.models import Chain
 from fewstep.networks import PixelCritic, ProjectedCritic
 from fewstep.objectives import Weighted
 from fewstep.training.e2e_materials import Materials, joined
@@ -129,8 +130,8 @@ def _mmd(features: str = "random", kernel: str = "rbf", chunk: int = 0) -> Recip
 
 def _frechet(features: str = "random", beta: float = 0.999, chunk: int = 0) -> Recipe:
     def make(given: Materials, view: View) -> Term:
-        vectors = given.vectors(features)
-        return Viewed(FrechetEma(vectors, vectors.dim, beta=beta, chunk=chunk or None), view)
+        vectors, chain = given.vectors(features), given.described.chain or Chain()
+        return Viewed(FrechetEma(vectors, vectors.dim, beta=beta, chains=chain.steps, chunk=chunk or None), view)
 
     return make
 
