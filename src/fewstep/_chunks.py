@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from fewstep._cond import rows_of
 from fewstep.errors import ConfigError, ShapeError
 
 __all__ = ["Rows", "in_chunks"]
@@ -59,9 +60,7 @@ def _run(function: Callable[..., Tensor], chunk: tuple[Rows, ...]) -> Tensor:
 
 
 def _cut(part: Rows, chosen: slice) -> Rows:
-    if part is None or isinstance(part, Tensor):
-        return None if part is None else part[chosen]
-    return {name: value[chosen] for name, value in part.items()}
+    return part[chosen] if isinstance(part, Tensor) else rows_of(part, chosen)
 
 
 def _length(rows: tuple[Rows, ...]) -> int:

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 
+from fewstep._cond import repeated
 from fewstep.errors import ShapeError
 from fewstep.features import PixelMaps, RandomMaps
 from fewstep.losses import (
@@ -22,7 +23,7 @@ from fewstep.losses import (
     Viewed,
     clamped,
 )
-from fewstep.losses.base import check_draws, difference, repeated
+from fewstep.losses.base import check_draws, difference
 
 from .outcomes import GENERATOR, normal, outcome
 

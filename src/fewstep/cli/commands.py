@@ -12,6 +12,7 @@ import torch
 from rich.markup import escape
 from torch import Tensor
 
+from fewstep._cond import rows_of
 from fewstep._files import output_dir, write_json
 from fewstep.cli.shell import console, progress, say, table, ticking
 from fewstep.denoisers import Cond
@@ -90,7 +91,7 @@ def _sampled(model: Model, plan: SamplePlan, way: Way, labels: Tensor | None, co
                 way.grid,
                 seeds[chosen],
                 labels=some,
-                cond=cond and {name: value[chosen] for name, value in cond.items()},
+                cond=rows_of(cond, chosen),
                 guidance=plan.guidance,
                 batch_size=plan.batch_size,
                 watch=tick,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fewstep._cond import placed, rows_of
 from fewstep.data import Batch, Images, indices_of_step
 from fewstep.experiments.evaluation.quality import floor_note
 from fewstep.experiments.runs import captions_of, conditions, draw
@@ -103,7 +104,7 @@ def sampled(model: Model, way: Chained, seeds: range, name: str, yardstick: Yard
     """
     cond = told(model, seeds)
     drawn = draw(model, way.solver, way.grid, seeds, cond=cond)
-    made = Batch(drawn.images, cond and {name: value.cpu() for name, value in cond.items()})
+    made = Batch(drawn.images, placed(cond, "cpu"))
     return yardstick.row(name, way.grid.steps, made, drawn.nfe, drawn.seconds), drawn.images
 
 
@@ -111,7 +112,7 @@ def yardstick_of(data: Images, n: int, seed: int, judge: Judge | None) -> Yardst
     """Take n images of a data set for reference and, as far as there are any, as many others for the floor."""
     batch = data.batch(indices_of_step(len(data), min(2 * n, len(data)), seed, 0))
     n = min(n, len(data))
-    few = Batch(batch.x0[:n], batch.cond and {name: value[:n] for name, value in batch.cond.items()})
+    few = Batch(batch.x0[:n], rows_of(batch.cond, slice(n)))
     others = batch.x0[n:] if len(batch) > n + 1 else None
     return Yardstick(few, f"{n} images of {data.name}", judge, others)
 

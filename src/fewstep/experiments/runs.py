@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewstep._cond import placed, rows_of
 from fewstep.data import Scenes
 from fewstep.denoisers import Cond
 from fewstep.errors import ConfigError, choose
@@ -260,7 +261,7 @@ def draw(
     for first in range(0, len(seeds), batch_size):
         chosen = slice(first, first + batch_size)
         x = start_noise(grid, model.shape, seeds[chosen]).to(model.device)
-        some = {name: value[chosen].to(model.device) for name, value in wanted.items()}
+        some = placed(rows_of(wanted, chosen), model.device)
         run = sample(denoiser, rule, grid, x, cond=some or None, watch=watch)
         # Only the end is kept: the trajectories of all batches would fill the memory.
         images.append(run.x.cpu())

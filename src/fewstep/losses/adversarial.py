@@ -23,10 +23,11 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from fewstep._cond import repeated, rows_of
 from fewstep._tensor import normal_like
 from fewstep.denoisers import Cond
 from fewstep.errors import ConfigError
-from fewstep.losses.base import Outcome, Role, View, check_draws, repeated
+from fewstep.losses.base import Outcome, Role, View, check_draws
 from fewstep.losses.views import unchanged
 from fewstep.noise import NoiseLevel, perturb
 
@@ -265,7 +266,7 @@ class Adversarial:
     ) -> tuple[Tensor, Tensor]:
         """R1 and R2 at the first of the real samples and of their first draws."""
         n = math.ceil(self.fraction * seen.shape[1])
-        cond = cond and {name: value[:n] for name, value in cond.items()}
+        cond = rows_of(cond, slice(n))
         level = level and NoiseLevel(level.alpha[:n], level.sigma[:n])
 
         def judge(x: Tensor) -> Tensor:

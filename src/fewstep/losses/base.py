@@ -22,6 +22,7 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Generator, Tensor
 
+from fewstep._cond import repeated
 from fewstep.denoisers import Cond
 from fewstep.errors import ShapeError
 
@@ -35,7 +36,6 @@ __all__ = [
     "conditions_of",
     "difference",
     "precise",
-    "repeated",
 ]
 
 Role: TypeAlias = Literal["paired", "moment", "distribution", "reward"]
@@ -73,11 +73,6 @@ class Outcome(NamedTuple):
     def flat(self) -> tuple[Tensor, Cond]:
         """Return all draws as one batch (k * b, *d), draw by draw, and their conditions, repeated for each draw."""
         return self.fake.flatten(0, 1), repeated(self.cond, len(self.fake))
-
-
-def repeated(cond: Cond, times: int) -> Cond:
-    """Stack conditions (b, *s) several times: (times * b, *s)."""
-    return cond and {name: value.repeat(times, *[1] * (value.ndim - 1)) for name, value in cond.items()}
 
 
 def conditions_of(cond: Cond, n: int, device: torch.device) -> Tensor:

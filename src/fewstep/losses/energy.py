@@ -29,6 +29,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
+from fewstep._cond import rows_of
 from fewstep.denoisers import Cond
 from fewstep.errors import ConfigError, ShapeError
 from fewstep.features import Maps, PixelMaps
@@ -190,5 +191,5 @@ def _with_two_draws(outcome: Outcome) -> tuple[Outcome, Tensor]:
             "Make two draws (e2e.terms.energy.draws=2), or larger batches where conditions repeat",
         )
     fake, target, real = outcome.fake[:, rows], outcome.target[rows], outcome.real[rows]
-    cond = outcome.cond and {name: value[rows] for name, value in outcome.cond.items()}
+    cond = rows_of(outcome.cond, rows)
     return outcome._replace(fake=fake, target=target, real=real, cond=cond), condition[rows]

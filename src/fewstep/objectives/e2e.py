@@ -24,13 +24,13 @@ import torch
 from torch import Generator, Tensor, nn
 
 from fewstep._chunks import in_chunks
+from fewstep._cond import repeated
 from fewstep._tensor import normal_like
 from fewstep.data import Batch, indices_of_step, seeded
 from fewstep.denoisers import Cond, NetworkDenoiser
 from fewstep.errors import CollapseWarning, NonFiniteError, choose
 from fewstep.losses import Outcome
 from fewstep.losses.adversarial import Adversarial
-from fewstep.losses.base import repeated
 from fewstep.noise import NoiseLevel, perturb
 from fewstep.objectives.base import CRITIC, GENERATOR, Turn
 from fewstep.objectives.checks import (

@@ -18,6 +18,7 @@ from typing import ClassVar, TypeAlias
 import torch
 from torch import Generator, Tensor
 
+from fewstep._cond import placed, rows_of
 from fewstep._files import read_tensors, write_tensors
 from fewstep._tensor import normal_like
 from fewstep.data import Batch
@@ -183,7 +184,7 @@ class Pairs:
         members = [self._members(key) for key in _keys(self._matched, batch.cond, len(batch))]
         rows = torch.tensor([own[int(chance * len(own))] for own, chance in zip(members, chances, strict=True)])
         target = self.x[rows].to(batch.x0)
-        cond = self.cond and {name: value[rows].to(target.device) for name, value in self.cond.items()}
+        cond = placed(rows_of(self.cond, rows), target.device)
         z = SeededNoise(tuple(self.seeds[rows].tolist()))(START, target)
         return Coupled(z, target, cond, target if self.data_free else batch.x0, tied=self.data_free)
 
@@ -234,10 +235,9 @@ def make_pairs(
     for first in range(0, len(seeds), batch_size):
         chosen = slice(first, first + batch_size)
         z = SeededNoise(tuple(seeds[chosen]))(START, like.new_empty(len(seeds[chosen]), *like.shape[1:]))
-        some = cond and {name: value[chosen].to(like.device) for name, value in cond.items()}
+        some = placed(rows_of(cond, chosen), like.device)
         found.append(teacher.target(z, some).cpu())
-    kept = cond and {name: value.cpu() for name, value in cond.items()}
-    return Pairs(torch.tensor(list(seeds)), torch.cat(found) if found else like[:0], kept)
+    return Pairs(torch.tensor(list(seeds)), torch.cat(found) if found else like[:0], placed(cond, "cpu"))
 
 
 def join_pairs(parts: Sequence[Pairs]) -> Pairs:
