@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -145,7 +146,7 @@ class Table:
 
     z: Tensor
     x: Tensor
-    paired: bool = True
+    pairing: Literal["full"] = "full"
     leaky: bool = False
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Coupled:

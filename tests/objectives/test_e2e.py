@@ -27,11 +27,11 @@ from fewstep.objectives import (
     CRITIC,
     E2E,
     GENERATOR,
-    OT,
     Gradient,
     Guard,
     Independent,
     Leaky,
+    NearestNoise,
     RandomExit,
     RandomSteps,
     Through,
@@ -323,7 +323,7 @@ def _matrix_products(x: Tensor) -> int:
 def test_terms_are_told_whether_the_first_draw_knows_the_real_samples() -> None:
     shown: list[Outcome] = []
     terms: dict[str, Any] = {"spy": Weighted(Remembers(shown))}
-    for coupling in (Independent(), OT()):
+    for coupling in (Independent(), NearestNoise(2)):
         next(iter(linear(terms=terms, coupling=coupling).turns(vectors(), 0, seeded(0)))).loss()
     assert [outcome.tied for outcome in shown] == [False, True]
     assert [len(outcome.through(eight_bit).free) for outcome in shown] == [2, 1]

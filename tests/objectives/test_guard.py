@@ -94,7 +94,7 @@ def paired_couplings() -> list[Coupling]:
 
     grid = UniformFlow()(LinearFlow(), 3)
     table = Pairs(torch.arange(2), torch.zeros(2, 1))
-    return [OT(), Teacher(blank, DDIM(), grid), table, Inversion(blank, grid)]
+    return [Teacher(blank, DDIM(), grid), table, Inversion(blank, grid)]
 
 
 @pytest.mark.parametrize("coupling", paired_couplings(), ids=lambda coupling: type(coupling).__name__)
@@ -105,6 +105,15 @@ def test_pairs_cure_what_compares_them_and_nothing_else(coupling: Coupling) -> N
         (finding,) = diagnose(weighted(**lost), coupling)
         assert finding.kind == "collapse"
         assert "with pairs that no term compares" in finding.text
+
+
+def test_noise_dealt_out_within_the_batch_is_half_a_cure() -> None:
+    (finding,) = diagnose(weighted(l2=1.0), OT())
+    assert finding.kind == "tax"
+    assert "l2 with noise that is dealt out within the batch" in finding.text
+    for safe in ({"energy": 1.0, "l2": 1.0}, {"adversarial": 1.0}):
+        assert diagnose(weighted(**safe), OT()) == []
+    assert [found.kind for found in diagnose(weighted(moment=1.0), OT())] == ["collapse"]
 
 
 @pytest.mark.parametrize("coupling", [Leaky(LinearFlow(), -2.7), NearestNoise(4)])

@@ -190,7 +190,7 @@ def test_what_needs_another_model_is_refused_from_scratch(tmp_path: Path, data: 
 def test_a_teacher_of_its_own_serves_a_run_from_scratch(tmp_path: Path, data: ImageData, start: Path) -> None:
     trainer = build(scratch("e2e.coupling=teacher", f"e2e.teacher={start}", "train.steps=1"), data, tmp_path)
     assert isinstance(trainer.objective, E2E)
-    assert trainer.objective.coupling.paired
+    assert trainer.objective.coupling.pairing == "full"
     list(trainer.steps())
 
 

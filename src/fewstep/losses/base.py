@@ -33,7 +33,6 @@ __all__ = [
     "Term",
     "View",
     "check_draws",
-    "conditions_of",
     "difference",
     "precise",
 ]
@@ -73,15 +72,6 @@ class Outcome(NamedTuple):
     def flat(self) -> tuple[Tensor, Cond]:
         """Return all draws as one batch (k * b, *d), draw by draw, and their conditions, repeated for each draw."""
         return self.fake.flatten(0, 1), repeated(self.cond, len(self.fake))
-
-
-def conditions_of(cond: Cond, n: int, device: torch.device) -> Tensor:
-    """Number the conditions of n rows: rows that are told the same have the same number, from 0; int64, (n,)."""
-    if not cond:
-        return torch.zeros(n, dtype=torch.int64, device=device)
-    told = torch.cat([value.reshape(n, -1).double() for value in cond.values()], dim=1)
-    number: Tensor = torch.unique(told, dim=0, return_inverse=True)[1]
-    return number.to(device)
 
 
 class SampleLoss(Protocol):

@@ -29,12 +29,12 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from fewstep._cond import rows_of
+from fewstep._cond import conditions_of, rows_of
 from fewstep.denoisers import Cond
 from fewstep.errors import ConfigError, ShapeError
 from fewstep.features import Maps, PixelMaps
 from fewstep.features.kernels import squared_distances
-from fewstep.losses.base import Outcome, Role, check_draws, conditions_of, precise
+from fewstep.losses.base import Outcome, Role, check_draws, precise
 
 __all__ = ["EnergyScore", "energy_score", "typical_distance"]
 

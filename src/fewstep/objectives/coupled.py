@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Generator, Tensor
@@ -15,7 +15,9 @@ from fewstep.denoisers import Cond
 from fewstep.errors import LevelError
 from fewstep.noise import NoiseLevel, Schedule, perturb
 
-__all__ = ["Coupled", "Coupling", "Independent", "Leaky"]
+__all__ = ["Coupled", "Coupling", "Independent", "Leaky", "Pairing"]
+
+Pairing: TypeAlias = Literal["none", "part", "full"]
 
 
 class Coupled(NamedTuple):
@@ -42,8 +44,8 @@ class Coupling(Protocol):
     """A rule that ties noise to data."""
 
     @property
-    def paired(self) -> bool:
-        """Whether z says, beside the condition, which target it belongs to, so that pointwise losses do not blur."""
+    def pairing(self) -> Pairing:
+        """How far z says, beside the condition, which target it belongs to, so that pointwise losses do not blur."""
         ...
 
     @property
@@ -68,7 +70,7 @@ class Coupling(Protocol):
 class Independent:
     """Fresh noise that knows nothing of the data: what sampling is, and the default."""
 
-    paired: ClassVar[bool] = False
+    pairing: ClassVar[Pairing] = "none"
     leaky: ClassVar[bool] = False
 
     def __call__(self, batch: Batch, generator: Generator) -> Coupled:
@@ -95,7 +97,7 @@ class Leaky:
 
     schedule: Schedule
     lam: float
-    paired: ClassVar[bool] = False
+    pairing: ClassVar[Pairing] = "none"
     leaky: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ from fewstep.data import Batch
 from fewstep.denoisers import Cond, Denoiser
 from fewstep.errors import CheckpointError, ConfigError, DataError, GridError, ShapeError
 from fewstep.noise import Grid, check_grid, perturb
-from fewstep.objectives.coupled import Coupled
+from fewstep.objectives.coupled import Coupled, Pairing
 from fewstep.sampling import START, SeededNoise, sample
 from fewstep.solvers import Solver, move
 
@@ -58,7 +58,7 @@ class Teacher:
     solver: Solver
     grid: Grid
     data_free: bool = False
-    paired: ClassVar[bool] = True
+    pairing: ClassVar[Pairing] = "full"
     leaky: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -103,7 +103,7 @@ class Inversion:
 
     denoiser: Denoiser
     grid: Grid
-    paired: ClassVar[bool] = True
+    pairing: ClassVar[Pairing] = "full"
     leaky: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -163,7 +163,7 @@ class Pairs:
     cond: Mapping[str, Tensor] | None = None
     data_free: bool = True
     made_by: str = ""
-    paired: ClassVar[bool] = True
+    pairing: ClassVar[Pairing] = "full"
     leaky: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -13,14 +13,14 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
+from fewstep._cond import conditions_of
 from fewstep._files import require
 from fewstep._tensor import normal_like
 from fewstep.data import Batch
-from fewstep.denoisers import Cond
 from fewstep.errors import ConfigError
-from fewstep.objectives.coupled import Coupled
+from fewstep.objectives.coupled import Coupled, Pairing
 
-__all__ = ["OT", "NearestNoise", "groups_of"]
+__all__ = ["OT", "NearestNoise"]
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,15 @@ class OT:
     this is Independent. In high dimensions a batch explains little of the image (about 30 % of CIFAR-10's variance at
     256 to 1,024 images): less conflict for pointwise losses, not none.
 
+    Losses that compare distributions see the images in random order. As sets, draws and images know nothing of each
+    other; beside the image it was dealt to, a draw resembles it more than independent ones do, and the others less.
+
     Source:
         Pooladian et al. 2023, arXiv:2304.14772, Section 3.2; Tong et al. 2024, arXiv:2302.00482.
         Departs from them in: conditions; the assignment is exact.
     """
 
-    paired: ClassVar[bool] = True
+    pairing: ClassVar[Pairing] = "part"
     leaky: ClassVar[bool] = False
 
     def __call__(self, batch: Batch, generator: Generator) -> Coupled:
@@ -47,13 +50,14 @@ class OT:
         assign = require("scipy.optimize", "train").linear_sum_assignment
         x, z = batch.x0, normal_like(batch.x0, generator)
         alike = z.detach().flatten(1).double().cpu() @ x.detach().flatten(1).double().cpu().T  # no autocast in float64
-        chosen = torch.arange(len(batch))
-        groups = groups_of(batch.cond, len(batch))
+        chosen, shuffled = torch.arange(len(batch)), torch.arange(len(batch))
+        groups = conditions_of(batch.cond, len(batch), "cpu")
         for group in range(int(groups.max()) + 1):
             rows = (groups == group).nonzero().flatten()
             draws, images = assign(alike[rows][:, rows].numpy(), maximize=True)
             chosen[rows[images]] = rows[draws]
-        return Coupled(z[chosen.to(z.device)], x, batch.cond, x)
+            shuffled[rows] = rows[torch.randperm(len(rows), generator=generator)]
+        return Coupled(z[chosen.to(z.device)], x, batch.cond, x[shuffled.to(x.device)], tied=False)
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class NearestNoise:
     """
 
     k: int = 4
-    paired: ClassVar[bool] = False
+    pairing: ClassVar[Pairing] = "none"
     leaky: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -95,23 +99,6 @@ class NearestNoise:
             other = normal_like(x, generator)
             z = torch.where((_square(other - x) < _square(z - x)).reshape(-1, *[1] * (x.ndim - 1)), other, z)
         return Coupled(z, x, batch.cond, x)
-
-
-def groups_of(cond: Cond, n: int) -> Tensor:
-    """Number the distinct conditions of a batch.
-
-    Args:
-        cond: conditions (n, *s), or None.
-        n: samples in the batch.
-
-    Returns:
-        The number of each sample's condition, shape (n,), int64, on the host; equal where all entries are.
-    """
-    groups = torch.zeros(n, dtype=torch.int64)
-    for value in (cond or {}).values():
-        own = torch.unique(value.detach().cpu().reshape(n, -1), dim=0, return_inverse=True)[1]
-        groups = torch.unique(torch.stack([groups, own], dim=1), dim=0, return_inverse=True)[1]
-    return groups
 
 
 def _square(x: Tensor) -> Tensor:
