@@ -115,6 +115,15 @@ def test_a_few_step_model_teaches_through_its_own_chain(converted: Path, tmp_pat
     assert torch.equal(work._teacher.grid.t, UniformFlow()(model.denoiser.schedule, 2).t)
 
 
+def test_a_leaky_model_is_not_converted(converted: Path, tmp_path: Path) -> None:
+    leaky = shutil.copytree(converted, tmp_path / "leaky")
+    config = json.loads((leaky / "config.json").read_text())
+    config["chain"]["leaky"] = True
+    (leaky / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"starts at data with noise.*from pure noise.*Convert the denoiser"):
+        Conversion(ConvertPlan(str(leaky), (1,), 0.001), tmp_path / "new")
+
+
 def test_folders_and_images_that_do_not_fit(cli: Cli, model: Path, unconditional: Path, tmp_path: Path) -> None:
     before = files(unconditional)
     ran = cli("convert", "--model", model, *QUICK, "--out", unconditional)

@@ -419,9 +419,19 @@ def test_only_a_leaky_coupling_starts_with_data() -> None:
     alpha, sigma = grid.at(0)
     starts = [alpha * batch.x0 + sigma * normal_like(batch.x0, generator) for _ in range(2)]
     assert gap([objective.denoiser.network.seen[0]], [torch.cat(starts)]) <= 1e-12
-    elsewhere = linear(**changes, coupling=Leaky(VPLinear(), -2.0))
     with pytest.raises(ConfigError, match=r"coupling that starts at alpha 0\.1341.*chain starts.*Give both the same"):
-        elsewhere.outcome(batch, 0, seeded("a"))
+        linear(**changes, coupling=Leaky(VPLinear(), -2.0))
+
+
+def test_a_rule_that_cannot_take_a_chain_s_grid_is_refused_before_it_runs() -> None:
+    with pytest.raises(ConfigError, match=r"A chain of 2 EVODiff.*such as ddim"):
+        linear(chain=lambda steps: Chained(SOLVERS["evodiff_paper"](), UniformFlow()(SCHEDULE, steps)), steps=(2,))
+
+
+def test_the_outcome_says_how_many_steps_were_taken() -> None:
+    taken = [linear(steps=(4,), gradient=RandomExit()).outcome(vectors(), i, seeded(i)).steps for i in range(40)]
+    assert set(taken) == {1, 2, 3, 4}
+    assert linear(steps=(4,)).outcome(vectors(), 0, seeded(0)).steps == 4
 
 
 # The loss.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from fewstep._files import read_tensors
 from fewstep.data import ImageData, digits
-from fewstep.errors import CheckpointError, CollapseWarning, ConfigError
+from fewstep.errors import CheckpointError, CollapseWarning, ConfigError, NonFiniteError
 from fewstep.experiments.few_steps import _UNSEEN
 from fewstep.experiments.presets import configured
 from fewstep.features import RandomConv, load_features
@@ -87,7 +89,7 @@ def test_a_run_from_scratch_leaves_a_model_with_its_chain(tmp_path: Path, data: 
 
 
 def test_energy_of_one_draw_each_in_units_of_the_data(tmp_path: Path, data: ImageData) -> None:
-    config = scratch("e2e.terms.energy.draws=1", "e2e.view=none")
+    config = scratch("e2e.terms.energy.draws=1", "e2e.view=none", "train.batch=11")
     objective = build(config, data, tmp_path).objective
     assert isinstance(objective, E2E)
     assert objective.draws == 1
@@ -145,6 +147,34 @@ def test_a_run_from_a_model_begins_with_its_weights(tmp_path: Path, data: ImageD
     assert not equal(trainer.players["generator"].state_dict(), dict(weights(start)))
 
 
+def test_a_start_that_was_moved_resumes(tmp_path: Path, data: ImageData, start: Path) -> None:
+    list(train_steps(onwards(start), tmp_path / "run", data=data))
+    moved = shutil.copytree(start, tmp_path / "moved")
+    assert build(onwards(moved), data, tmp_path / "run").step == 2
+
+
+def test_another_teacher_does_not_resume(tmp_path: Path, data: ImageData, start: Path) -> None:
+    tutored = onwards(start, "e2e.coupling=teacher", f"e2e.teacher={start}")
+    list(train_steps(tutored, tmp_path / "run", data=data))
+    other = tmp_path / "other"
+    train_model(configured("digits", overrides=(*TINY, "train.steps=1", "name=start")), other)
+    with pytest.raises(CheckpointError, match="teacher was"):
+        build(replace(tutored, e2e=replace(tutored.e2e, teacher=str(other))), data, tmp_path / "run")
+
+
+def test_what_led_to_numbers_that_are_not_finite_is_in_the_log(
+    tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = scratch("train.steps=30", "train.checkpoint_every=30", "e2e.steps=[1]", "e2e.terms.adversarial.weight=0")
+    steps = train_steps(config, tmp_path, data=data)
+    for _ in range(10):
+        next(steps)
+    monkeypatch.setattr(EnergyScore, "__call__", lambda *_: torch.tensor(math.nan, requires_grad=True))
+    with pytest.raises(NonFiniteError, match="Step 11"):
+        next(steps)
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [10]
+
+
 def test_another_start_does_not_resume(tmp_path: Path, data: ImageData, start: Path) -> None:
     list(train_steps(onwards(start), tmp_path / "run", data=data))
     moved = tmp_path / "start"
@@ -166,6 +196,14 @@ def test_another_start_does_not_resume(tmp_path: Path, data: ImageData, start: P
         (("e2e.terms.energy.weight=0", "e2e.terms.adversarial.weight=0"), "without a term of positive weight"),
         (("e2e.terms.energy.features=pixels:here",), "pixels:here.*have a place"),
         (("e2e.terms.adversarial.features=self",), "features=self for the critic pixel.*critic=projected"),
+        (("e2e.coupling=teacher", "e2e.teacher=mnist"), r"teacher 'mnist'.*\(1, 28, 28\).*in training.*\(1, 8, 8\)"),
+        (("e2e.coupling=inversion", "e2e.teacher=mnist"), r"teacher 'mnist'.*\(1, 28, 28\).*e2e\.init"),
+        (("e2e.trainable=solver,all", "e2e.solver=evodiff"), r"e2e\.solver=.*evodiff.*begins as ddim.*e2e\.trainable"),
+        (("diffusion.class_dropout=0.5",), r"class_dropout=0\.5 with objective=e2e.*single steps.*Leave"),
+        (("diffusion.weight=flow_error",), r"diffusion\.weight=flow_error.*objective=e2e"),
+        (("diffusion.conditional=false",), r"diffusion\.conditional=False.*goes on with that model's own"),
+        (("e2e.coupling=leaky",), r"coupling that starts.*e2e\.spacing=uniform_lam"),
+        (("e2e.terms.energy.draws=1",), r"draws=1 with batches of 8 images of 10 classes.*energy\.draws=2"),
     ],
 )
 def test_what_does_not_fit_is_refused(

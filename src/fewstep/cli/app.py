@@ -249,7 +249,6 @@ def convert(
     n: Annotated[int, typer.Option("--n", help="Images of each kind that are measured.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of noise, order and critic.")] = 0,
     out: OutOption = Path("converted"),
-    device: DeviceOption = "auto",
 ) -> None:
     """Turn any denoiser into a few-step model, with images or without; goes on where it was stopped."""
     from fewstep.cli.convert import run_convert
@@ -257,7 +256,7 @@ def convert(
     from fewstep.experiments.convert_plan import ConvertPlan
 
     plan = ConvertPlan(model, numbers(steps, "--steps"), minutes, data, solver, nfe, guidance, seed=seed)
-    run_convert(plan, out, n, device)
+    run_convert(plan, out, n)
 
 
 @app.command()

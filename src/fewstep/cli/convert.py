@@ -15,7 +15,6 @@ from fewstep.cli.train import noted
 from fewstep.experiments.convert import Conversion
 from fewstep.experiments.convert_plan import ConvertPlan
 from fewstep.experiments.demo import machine
-from fewstep.experiments.evaluation.processes import usable_device
 from fewstep.experiments.few_steps import Row
 from fewstep.experiments.pictures import contact_sheet
 
@@ -24,10 +23,10 @@ __all__ = ["run_convert", "show_rows"]
 _SHOW = 10  # images of each kind in the picture
 
 
-def run_convert(plan: ConvertPlan, out: Path, n: int, device: str) -> None:
+def run_convert(plan: ConvertPlan, out: Path, n: int) -> None:
     """Convert a model into a folder, and measure what came out with n images."""
     with console.status("planning"), loud():
-        work = Conversion(plan, out, usable_device(device))
+        work = Conversion(plan, out)
     size = work.size
     pairs = f"{size.pairs:,} pairs, " if work.parts else ""
     say(f"Planned for {plan.minutes:g} minutes: {pairs}{size.train_steps:,} training steps")

@@ -7,7 +7,7 @@ The two maps are exact inverses on all 256 values.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,6 +49,10 @@ class Batch:
         """Return the batch on another device."""
         cond = {name: value.to(device, non_blocking=True) for name, value in self.cond.items()} if self.cond else None
         return Batch(self.x0.to(device, non_blocking=True), cond)
+
+    def told(self, names: Collection[str]) -> Batch:
+        """Return the batch with no other conditions than those of some names."""
+        return Batch(self.x0, {name: value for name, value in (self.cond or {}).items() if name in names} or None)
 
 
 class Images(Protocol):

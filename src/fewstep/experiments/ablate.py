@@ -158,7 +158,7 @@ class Ablation:
         if not self.plan.model:
             yield from self._train_start(start)
         model = load_model(start)
-        yardstick = yardstick_of(self._data, self.plan.n, self.plan.seed, judge_of(model))
+        yardstick = yardstick_of(self._data, model, self.plan.n, self.plan.seed, judge_of(model))
         self.before = self._rows(model, (1, 2, 3, 4), "before", yardstick)
         for group in self._groups:
             for name in GROUPS[group]:

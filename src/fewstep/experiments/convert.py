@@ -12,6 +12,7 @@ that is run again from its plan gives the same weights.
 from __future__ import annotations
 
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -29,12 +30,13 @@ from fewstep.experiments.compare import judge_of
 from fewstep.experiments.convert_plan import ConvertPlan, Sizes
 from fewstep.experiments.few_steps import Row, Yardstick, chain_of, sampled, told, yardstick_of
 from fewstep.experiments.runs import seeds_of
-from fewstep.models import load_model
+from fewstep.models import Model, load_model
 from fewstep.networks import Vocabulary
 from fewstep.objectives.couplings import Pairs, join_pairs, make_pairs, read_pairs, write_pairs
 from fewstep.sampling import Chained
 from fewstep.training import RunConfig, StepReport, build, model_config, train_steps
 from fewstep.training.e2e_couplings import PAIRS, teacher_of
+from fewstep.training.processes import accelerator
 
 __all__ = ["Conversion"]
 
@@ -72,7 +74,6 @@ class Conversion:
     Args:
         plan: what to do.
         folder: where the new model and everything on the way to it goes.
-        device: where the teacher is sampled.
 
     Attributes:
         model: the denoiser, as it was.
@@ -85,8 +86,9 @@ class Conversion:
         DataError: if the images cannot be loaded.
     """
 
-    def __init__(self, plan: ConvertPlan, folder: str | Path, device: str = "cpu") -> None:
-        self.plan, self.model, self.size = plan, load_model(plan.model, device), Sizes(_LEAST, 1)
+    def __init__(self, plan: ConvertPlan, folder: str | Path) -> None:
+        self.plan, self.model, self.size = plan, load_model(plan.model, accelerator().device), Sizes(_LEAST, 1)
+        _refuse_leaky(self.model)
         self._teacher = teacher_of(self.model, plan.solver, plan.nfe or 0, plan.guidance, data_free=True)
         self._data = load_data(plan.data, size=self._side or None) if plan.data else None
         if self._data is not None:
@@ -133,7 +135,7 @@ class Conversion:
         """Hold n real images or, without any, as many samples of the teacher against what is measured."""
         judge, seeds = judge_of(self.model), seeds_of(self.plan.seed + 2 * _UNSEEN, n)
         if self._data is not None:
-            return yardstick_of(self._data, n, self.plan.seed, judge)
+            return yardstick_of(self._data, self.model, n, self.plan.seed, judge)
         pairs = make_pairs(self._teacher, self._like, seeds, cond=told(self.model, seeds))
         return Yardstick(Batch(pairs.x, pairs.cond), f"{n} others of the teacher at {self.nfe} calls", judge)
 
@@ -199,10 +201,10 @@ class Conversion:
         return size
 
     def _timed(self) -> Sizes:
-        """Plan from one batch of pairs and one training step of every kind, each after one that only warms up."""
+        """Plan from one batch of pairs and one round of training steps of every kind, after a round that warms up."""
         seconds, of_pairs = 60 * self.plan.minutes, 0.0
         with tempfile.TemporaryDirectory() as place:
-            self.size = Sizes(_PART if self._needs_pairs else 0, 1 + len(self.plan.steps))
+            self.size = Sizes(_PART if self._needs_pairs else 0, 2 * len(self.plan.steps))
             if self._needs_pairs:
                 started = time.perf_counter()
                 pairs = self._pairs(0, _PART)
@@ -211,7 +213,7 @@ class Conversion:
             quiet = replace(self.config, train=replace(self.config.train, steps=1000, checkpoint_every=1000))
             trainer = build(quiet, self._images(Path(place)), place)
             took = [next(steps).seconds for steps in [trainer.steps()] for _ in range(self.size.train_steps)]
-        of_step = sum(took[1:]) / len(self.plan.steps)
+        of_step = statistics.mean(took[len(self.plan.steps) :])
         n = min(max(round(_FOR_PAIRS * seconds / of_pairs), _LEAST), _MOST) if of_pairs else 0
         n_steps = max(round(((_FOR_PAIRS + _FOR_STEPS) * seconds - n * of_pairs) / of_step), 1)
         return Sizes(n, n_steps, round(n * of_pairs + n_steps * of_step, 2))
@@ -239,6 +241,15 @@ class Conversion:
         if config.captions is not None and pairs.cond is not None:
             return _Samples(name, images, pairs.cond["tokens"], config.captions, config.classes)
         return ImageData(images, pairs.cond["label"] if pairs.cond else None, config.classes, name)
+
+
+def _refuse_leaky(model: Model) -> None:
+    if model.config.chain is not None and model.config.chain.leaky:
+        raise ConfigError(
+            f"{model.config.name!r}, whose chain starts at data with noise on them",
+            "A few-step model starts from pure noise, and so does everything that it is compared with",
+            "Convert the denoiser that this model was made from",
+        )
 
 
 def _plain(plan: ConvertPlan) -> dict[str, Any]:

@@ -108,9 +108,12 @@ def sampled(model: Model, way: Chained, seeds: range, name: str, yardstick: Yard
     return yardstick.row(name, way.grid.steps, made, drawn.nfe, drawn.seconds), drawn.images
 
 
-def yardstick_of(data: Images, n: int, seed: int, judge: Judge | None) -> Yardstick:
-    """Take n images of a data set for reference and, as far as there are any, as many others for the floor."""
-    batch = data.batch(indices_of_step(len(data), min(2 * n, len(data)), seed, 0))
+def yardstick_of(data: Images, model: Model, n: int, seed: int, judge: Judge | None) -> Yardstick:
+    """Take n images of a data set for reference and, as far as there are any, as many others for the floor.
+
+    They keep of their conditions what the model is told: variety within conditions is compared.
+    """
+    batch = data.batch(indices_of_step(len(data), min(2 * n, len(data)), seed, 0)).told(model.config.null)
     n = min(n, len(data))
     few = Batch(batch.x0[:n], rows_of(batch.cond, slice(n)))
     others = batch.x0[n:] if len(batch) > n + 1 else None

@@ -13,8 +13,11 @@ from typing import Any
 from fewstep.errors import choose
 from fewstep.models import Part
 from fewstep.training import DiffusionConfig, E2EConfig, RunConfig, TrainConfig, override
+from fewstep.training.describe import SINGLE_STEPS
 
 __all__ = ["CHAINS", "PRESETS", "configured"]
+
+_BLANK = RunConfig()
 
 # 8x8 grey digits from scikit-learn, trained from nothing while one waits: 0.27M parameters, and 900 steps of 128 are
 # 64 epochs of 1,797 images in about 65 CPU seconds.
@@ -62,12 +65,18 @@ _SCENES = RunConfig(
 )
 
 
+def _of_chains(run: RunConfig) -> RunConfig:
+    """Train whole chains of the same network: how single steps are drawn and weighed means nothing to them."""
+    own = replace(run.diffusion, **{name: getattr(_BLANK.diffusion, name) for name in SINGLE_STEPS})
+    return replace(run, objective="e2e", diffusion=own)
+
+
 def _end_to_end(
     base: RunConfig, train: TrainConfig, terms: Mapping[str, Mapping[str, Any]], init: str = ""
 ) -> RunConfig:
     """Turn a run of single steps into one of whole chains, from scratch or from a trained model."""
     run = RunConfig(data=base.data) if init else base  # a trained model brings its own network
-    return replace(run, objective="e2e", e2e=E2EConfig(init=init, steps=(1, 1, 2, 2, 4), terms=terms), train=train)
+    return replace(_of_chains(run), e2e=E2EConfig(init=init, steps=(1, 1, 2, 2, 4), terms=terms), train=train)
 
 
 # How whole chains are trained where nothing else is known.
@@ -105,8 +114,7 @@ _OF_CAPTIONS: Mapping[str, Mapping[str, Any]] = {
 # that are small; a Fréchet term over the random features of some 10 steps holds those too (without it 0.5 at 1 step).
 # A small critic beside them made no clear difference. Half of all pixels are black, with a view of 8 bits exactly so.
 _DIGITS_CHAINS = replace(
-    _DIGITS,
-    objective="e2e",
+    _of_chains(_DIGITS),
     e2e=E2EConfig(
         steps=(1, 1, 2, 2, 4),
         terms={
@@ -170,7 +178,7 @@ def configured(
     """
     config = choose(preset or ("digits-e2e" if objective == "e2e" else "digits"), PRESETS, "preset")
     if objective:
-        config = replace(config, objective=objective)
+        config = _of_chains(config) if objective == "e2e" else replace(config, objective=objective)
     if init:
         blank = RunConfig(e2e=replace(config.e2e, init=init))
         config = replace(config, network=blank.network, diffusion=blank.diffusion, e2e=blank.e2e)

@@ -50,7 +50,7 @@ class Outcome(NamedTuple):
         real: real samples of the same conditions, shape (b, *d).
         cond: the conditions, b of each.
         tied: whether the noise of the first draws knows the real samples, which makes the two no independent draws.
-        steps: length of the chain that made the samples; chains of another length make another distribution.
+        steps: steps from the noise to the samples; chains of another length make another distribution.
     """
 
     fake: Tensor

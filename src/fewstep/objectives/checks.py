@@ -9,14 +9,23 @@ import torch
 
 from fewstep._chain import MOST_STEPS
 from fewstep.denoisers import Denoiser, Eps, NetworkDenoiser
-from fewstep.errors import ConfigError
+from fewstep.errors import ConfigError, FewstepError
 from fewstep.losses import Term, Viewed
 from fewstep.losses.adversarial import Adversarial
 from fewstep.noise import NoiseLevel
 from fewstep.objectives.guard import Weighted
 from fewstep.sampling import Chained
 
-__all__ = ["behind_view", "check_chain", "check_denoiser", "check_start", "check_steps", "check_terms", "checked_draws"]
+__all__ = [
+    "behind_view",
+    "check_chain",
+    "check_denoiser",
+    "check_rule",
+    "check_start",
+    "check_steps",
+    "check_terms",
+    "checked_draws",
+]
 
 
 def behind_view(term: Term) -> Term:
@@ -105,11 +114,25 @@ def check_chain(chain: Chained, leaky: bool) -> None:
         )
 
 
+def check_rule(chain: Chained, steps: int) -> None:
+    """Refuse rules that cannot take this many steps on this grid."""
+    solver, grid = chain
+    try:
+        solver.init(torch.zeros(1), grid)
+    except FewstepError as error:
+        raise ConfigError(
+            f"A chain of {steps} {solver} steps: {error.given}",
+            error.allowed,
+            "Take another solver, such as ddim, which runs on every grid of a chain",
+        ) from error
+
+
 def check_start(here: NoiseLevel, start: NoiseLevel) -> None:
     """Refuse a coupling that starts elsewhere than the chain."""
     if not all(torch.allclose(mine, other.to(mine)) for mine, other in zip(here, start, strict=True)):
         raise ConfigError(
             f"A coupling that starts at alpha {start.alpha.item():.4g}, sigma {start.sigma.item():.4g}",
             f"The chain starts at alpha {here.alpha.item():.4g}, sigma {here.sigma.item():.4g}",
-            "Give both the same level",
+            "Give both the same level: for e2e.coupling=leaky, whose lam is -2.7, "
+            "e2e.spacing=uniform_lam e2e.spacing.lam_min=-2.7 e2e.spacing.end=zero",
         )

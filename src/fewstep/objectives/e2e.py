@@ -37,12 +37,13 @@ from fewstep.objectives.checks import (
     behind_view,
     check_chain,
     check_denoiser,
+    check_rule,
     check_start,
     check_steps,
     check_terms,
     checked_draws,
 )
-from fewstep.objectives.coupled import Coupled, Coupling, Independent
+from fewstep.objectives.coupled import Coupled, Coupling, Independent, Leaky
 from fewstep.objectives.gradients import Gradient, Through
 from fewstep.objectives.guard import Guard, Pulls, Weighted, diagnose
 from fewstep.sampling import Chained, Unroll, sample
@@ -106,7 +107,11 @@ class E2E:
         check_denoiser(self.denoiser, self.coupling.leaky)
         check_steps(self.steps)
         for steps in sorted(set(self.steps)):
-            check_chain(self.chain(steps), self.coupling.leaky)
+            chain = self.chain(steps)
+            check_chain(chain, self.coupling.leaky)
+            check_rule(chain, steps)
+            if isinstance(self.coupling, Leaky):
+                check_start(chain.grid.at(0), self.coupling.level)
         for finding in diagnose(self.terms, self.coupling):
             warnings.warn(finding.text, CollapseWarning, stacklevel=3)
 
@@ -169,8 +174,7 @@ class E2E:
             What the terms judge: samples (k, b, *d), their targets, real samples and conditions.
         """
         coupled = self.coupling(self._as_told(batch), generator)
-        steps = self.steps_at(step)
-        solver, grid = self.chain(steps)
+        solver, grid = self.chain(self.steps_at(step))
         starts = self._starts(coupled, grid.at(0), generator)
         depth = self.gradient(grid, seeded("depth", step))  # the same in every process, as the number of steps
         x, cond = starts.flatten(0, 1), repeated(coupled.cond, len(starts))
@@ -179,7 +183,7 @@ class E2E:
             fake = self.run(Chained(solver, depth.grid), x, cond, unroll=depth.unroll, watch=watch)
         except NonFiniteError as error:  # it may show in the critics' turn, which comes first
             raise NonFiniteError(f"The generator's chain: {error.given}", error.allowed, error.todo) from error
-        return Outcome(fake.view_as(starts), coupled.target, coupled.real, coupled.cond, coupled.tied, steps)
+        return Outcome(fake.view_as(starts), coupled.target, coupled.real, coupled.cond, coupled.tied, depth.grid.steps)
 
     def run(
         self,

@@ -14,7 +14,9 @@ from fewstep.training.e2e_couplings import COUPLINGS, GRADIENTS
 from fewstep.training.e2e_terms import known_arguments
 from fewstep.training.options import defaults_of
 
-__all__ = ["model_config", "written_out"]
+__all__ = ["SINGLE_STEPS", "model_config", "written_out"]
+
+SINGLE_STEPS = ("draw", "weight", "class_dropout")  # of DiffusionConfig: what only training of single steps reads
 
 _BLANK = RunConfig()
 
@@ -38,10 +40,14 @@ def model_config(config: RunConfig, data: Images) -> ModelConfig:
     """
     if config.objective == "denoising":
         return _anew(config, data)
+    _refuse_single_steps(config)
     described = _from_model(config, data, load_model(config.e2e.init)) if config.e2e.init else _anew(config, data)
     leaky = config.e2e.coupling.name == "leaky"
     chain = Chain(config.e2e.solver, config.e2e.spacing, config.e2e.counts, leaky)
-    return replace(described, facts={**described.facts, "e2e": config.to_json()["e2e"]}, chain=chain)
+    facts = {**described.facts, "e2e": config.to_json()["e2e"]}
+    if "diffusion" in facts:  # from scratch
+        facts["diffusion"] = {name: value for name, value in facts["diffusion"].items() if name not in SINGLE_STEPS}
+    return replace(described, facts=facts, chain=chain)
 
 
 def written_out(config: RunConfig) -> dict[str, Any]:
@@ -111,8 +117,21 @@ def _from_model(config: RunConfig, data: Images, start: Model) -> ModelConfig:
     return replace(old, name=config.name or f"{old.name}-e2e", facts={**facts, **origin})
 
 
+def _refuse_single_steps(config: RunConfig) -> None:
+    """Whole chains draw no noise levels, weigh none, and are told every condition."""
+    for name in SINGLE_STEPS:
+        asked = getattr(config.diffusion, name)
+        if asked != getattr(_BLANK.diffusion, name):
+            raise ConfigError(
+                f"diffusion.{name}={_word(asked)} with objective=e2e",
+                "It says how single steps are trained; whole chains have e2e.steps, e2e.spacing and e2e.terms",
+                f"Leave diffusion.{name} out",
+            )
+
+
 def _refuse_other_parts(config: RunConfig, old: ModelConfig) -> None:
     own = {"network": old.network, "prediction": old.prediction, "schedule": old.schedule, "label": old.label}
+    own["conditional"] = bool(old.null)
     for name, value in own.items():
         holder, blank = (of if name == "network" else of.diffusion for of in (config, _BLANK))
         asked = getattr(holder, name)

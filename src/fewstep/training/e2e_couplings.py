@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from fewstep.errors import ConfigError, choose
-from fewstep.models import Model
+from fewstep.models import Model, ModelConfig
 from fewstep.noise import SCHEDULES, Karras, UniformFlow
 from fewstep.objectives import Gradient, RandomExit, RandomSteps, Through
 from fewstep.objectives.couplings import (
@@ -42,7 +42,7 @@ def _independent() -> CouplingRecipe:
 
 
 def _teacher(solver: str = "", nfe: int = 0, guidance: float = 1.0, data_free: bool = False) -> CouplingRecipe:
-    return lambda given: teacher_of(given.teacher, solver, nfe, guidance, data_free)
+    return lambda given: teacher_of(_fitting_teacher(given), solver, nfe, guidance, data_free)
 
 
 def teacher_of(model: Model, solver: str = "", nfe: int = 0, guidance: float = 1.0, data_free: bool = False) -> Teacher:
@@ -86,17 +86,43 @@ def _pairs(path: str = "", data_free: bool = True) -> CouplingRecipe:
     return make
 
 
+class _Told(NamedTuple):
+    """What somebody's images are, and what is told of them: name -> shape of a row, and the number of classes."""
+
+    shape: tuple[int, ...]
+    rows: dict[str, tuple[int, ...]]
+    n_classes: int
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{name} {row or ''}".strip() for name, row in self.rows.items()) or "nothing"
+        return f"images of shape {self.shape}, told {told}, {self.n_classes} classes"
+
+
+def _told_by(model: ModelConfig) -> _Told:
+    return _Told(model.shape, {name: tuple(value.shape[1:]) for name, value in model.null.items()}, model.n_classes)
+
+
+def _fitting_teacher(given: Materials) -> Model:
+    """Refuse a teacher of other images or other conditions than those of the model in training."""
+    own, theirs = _told_by(given.described), _told_by(given.teacher.config)
+    if own != theirs:
+        raise ConfigError(
+            f"The teacher {given.teacher.config.name!r}: {theirs}",
+            f"The model in training: {own}",
+            "Name a teacher of these images and conditions with e2e.teacher, or start from one with e2e.init",
+        )
+    return given.teacher
+
+
 def _fitting(pairs: Pairs, given: Materials, place: Path) -> Pairs:
     """Refuse pairs of other images, of other conditions or of another teacher than the run's."""
-    model, shape, told = given.described, tuple(pairs.x.shape[1:]), sorted(pairs.cond or {})
-    rows = {name: tuple(value.shape[1:]) for name, value in (pairs.cond or {}).items()}
-    wanted = {name: tuple(value.shape[1:]) for name, value in model.null.items()}
-    n_labels = 1 + int(pairs.cond["label"].max()) if pairs.cond and "label" in pairs.cond else 0
-    if shape != model.shape or rows != wanted or n_labels > model.n_classes:
+    own, cond = _told_by(given.described), pairs.cond or {}
+    rows = {name: tuple(value.shape[1:]) for name, value in cond.items()}
+    theirs = _Told(tuple(pairs.x.shape[1:]), rows, 1 + int(cond["label"].max()) if "label" in cond else 0)
+    if theirs[:2] != own[:2] or theirs.n_classes > own.n_classes:
         raise ConfigError(
-            f"{place} holds pairs of shape {shape}, told {', '.join(told) or 'nothing'}, {n_labels} classes",
-            f"The model in training makes images of shape {model.shape}, told {', '.join(wanted) or 'nothing'}, "
-            f"{model.n_classes} classes",
+            f"{place} holds pairs: {theirs}",
+            f"The model in training: {own}",
             "Make pairs with a teacher of these images and conditions, such as the model that the run starts from",
         )
     if pairs.made_by and given.has_teacher and pairs.made_by != given.teacher.fingerprint:
@@ -110,7 +136,7 @@ def _fitting(pairs: Pairs, given: Materials, place: Path) -> Pairs:
 
 def _inversion(steps: int = 50) -> CouplingRecipe:
     def make(given: Materials) -> Coupling:
-        denoiser = given.teacher.denoiser
+        denoiser = _fitting_teacher(given).denoiser
         return Inversion(denoiser, UniformFlow()(denoiser.schedule, steps))
 
     return make

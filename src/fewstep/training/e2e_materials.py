@@ -100,9 +100,7 @@ class Materials:
 
     def some_of(self, n: int) -> Batch:
         """The same n images in every run, or all if there are fewer, with what the network is told of them."""
-        batch = self.data.batch(indices_of_step(len(self.data), min(len(self.data), n), 0, 0))
-        told = {name: value for name, value in (batch.cond or {}).items() if name in self.described.null}
-        return Batch(batch.x0, told)
+        return self.data.batch(indices_of_step(len(self.data), min(len(self.data), n), 0, 0)).told(self.described.null)
 
     @cached_property
     def classifier(self) -> ClassifierFeatures:

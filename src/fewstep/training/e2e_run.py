@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from fewstep.data import Images
 from fewstep.errors import ConfigError
-from fewstep.losses import VIEWS
+from fewstep.losses import VIEWS, Ramp
 from fewstep.models import Chain, ModelConfig
 from fewstep.noise import Schedule
 from fewstep.objectives import E2E, GENERATOR, ChainSource, Guard, Objective, spread_of
@@ -22,7 +22,7 @@ from fewstep.sampling import Chained, LearnedChain, resolve
 from fewstep.training.config import RunConfig
 from fewstep.training.e2e_couplings import COUPLINGS, GRADIENTS
 from fewstep.training.e2e_materials import Materials, Tell, quiet
-from fewstep.training.e2e_terms import make_terms
+from fewstep.training.e2e_terms import known_arguments, make_terms
 from fewstep.training.processes import accelerator
 
 __all__ = ["Parts", "end_to_end", "finished"]
@@ -86,6 +86,8 @@ def end_to_end(
         UnknownName: if a name is in no table.
     """
     e2e = config.e2e
+    if "energy" in e2e.terms:
+        _refuse_lone_draws({**known_arguments("energy"), **e2e.terms["energy"]}, config, described)
     given = Materials(described, data, Path(folder), accelerator().device, e2e.init, e2e.teacher, tell)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
@@ -111,12 +113,32 @@ def end_to_end(
     return Parts(objective, {GENERATOR: player, **objective.others()})
 
 
+def _refuse_lone_draws(energy: Mapping[str, Any], config: RunConfig, described: ModelConfig) -> None:
+    """One draw each compares rows of one condition, of which only a batch larger than the classes has two for sure."""
+    batch, told = config.train.batch, f"{described.n_classes} classes" if described.captions is None else "captions"
+    off = Ramp(energy["weight"], energy["weight_end"]).is_off
+    sure = described.captions is None and batch > max(1, described.n_classes)
+    if off or sure or max(energy["draws"], config.e2e.draws) > 1:
+        return
+    raise ConfigError(
+        f"e2e.terms.energy.draws=1 with batches of {batch} images of {told}",
+        "With one draw of each image, some condition has to come twice in every batch: more images than classes",
+        "Use e2e.terms.energy.draws=2, or a larger train.batch where there are classes",
+    )
+
+
 def _player(network: nn.Module, trainable: str, chain: Chain, schedule: Schedule) -> tuple[nn.Module, ChainSource]:
     """Choose what is trained: parameters of the network, numbers of the chain, or both."""
     words = [word.strip() for word in trainable.split(",")]
     _choose_trainable(network, ["*" if word == "all" else word for word in words if word != _SOLVER])
     if _SOLVER not in words:
         return network, partial(resolve, chain, schedule)
+    if chain.solver != Chain().solver:
+        raise ConfigError(
+            f"e2e.solver={chain.solver} with e2e.trainable={trainable}",
+            "A chain whose own numbers are trained begins as ddim, and has no other solver's rule",
+            "Leave e2e.solver out, or take 'solver' out of e2e.trainable",
+        )
     player = _WithChains(network, chain, schedule)
     return player, player.chain
 

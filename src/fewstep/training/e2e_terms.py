@@ -131,7 +131,8 @@ def _mmd(features: str = "random", kernel: str = "rbf", chunk: int = 0) -> Recip
 def _frechet(features: str = "random", beta: float = 0.999, chunk: int = 0) -> Recipe:
     def make(given: Materials, view: View) -> Term:
         vectors, chain = given.vectors(features), given.described.chain or Chain()
-        return Viewed(FrechetEma(vectors, vectors.dim, beta=beta, chains=chain.steps, chunk=chunk or None), view)
+        lengths = range(1, chain.longest + 1)  # a random exit makes chains shorter
+        return Viewed(FrechetEma(vectors, vectors.dim, beta=beta, chains=lengths, chunk=chunk or None), view)
 
     return make
 

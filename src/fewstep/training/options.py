@@ -105,6 +105,8 @@ def assign(config: ConfigT, path: list[str], text: str, key: str, tables: Tables
         new = assign(old, path[1:], text, key, tables)
     elif isinstance(old, Mapping) and len(path) == 3:
         new = {**old, path[1]: {**old.get(path[1], {}), path[2]: _parsed(text)}}
+    elif isinstance(old, Mapping) and len(path) == 2:
+        raise ConfigError(f"{key}={text}", f"{key} is a group of keys", f"Write {key}.<key>=value")
     elif len(path) > 1:
         raise ConfigError(f"{key}={text}", f"{path[0]} is a single value", f"Write {path[0]}=value")
     else:

@@ -11,7 +11,7 @@ import torch
 
 from fewstep._files import output_dir
 from fewstep.data import Images, load_data
-from fewstep.errors import ConfigError
+from fewstep.errors import ConfigError, NonFiniteError
 from fewstep.losses import WEIGHTS
 from fewstep.models import Model, ModelConfig, load_model, save_model
 from fewstep.noise import DRAWS
@@ -46,13 +46,21 @@ def build(config: RunConfig, data: Images, folder: str | Path, tell: Tell = quie
     described = model_config(config, data)
     make = _denoising if config.objective == "denoising" else partial(end_to_end, tell=tell)
     objective, players = make(config, data, described, folder)
-    # The images and the weights of the start must agree on resuming, not the places they came from.
+    # The images and the weights of start and teacher must agree on resuming, not the places they came from.
     seen = {"name": data.name, "images": len(data), "shape": list(data.shape)}
-    same = {**config.to_json(), "data": seen, "start": described.facts.get("init")}
+    e2e = {name: value for name, value in config.to_json().get("e2e", {}).items() if name not in ("init", "teacher")}
+    learned = {"start": described.facts.get("init"), "teacher": _teacher(config)}
+    same = {**config.to_json(), "e2e": e2e, "data": seen, **learned}
     # Presets say how a critic learns; a run whose adversarial term is off has none.
     idle = {CRITIC} - set(players) if config.objective == "e2e" else set()
     train = replace(config.train, players={name: own for name, own in config.train.players.items() if name not in idle})
     return Trainer(train, objective, players, data, Path(folder) / "checkpoints", same)
+
+
+def _teacher(config: RunConfig) -> str | None:
+    """Fingerprint of the model that couplings learn from, if it is not the start."""
+    named = config.objective == "e2e" and config.e2e.teacher
+    return load_model(config.e2e.teacher).fingerprint if named else None
 
 
 def _refuse_own_source(config: RunConfig, folder: Path) -> None:
@@ -127,14 +135,19 @@ def train_model(config: RunConfig, folder: str | Path, *, data: Images | None = 
 
 def _run(trainer: Trainer, described: ModelConfig, folder: str | Path) -> Iterator[StepReport]:
     saved, log = False, Log(folder, trainer.step)
-    for report in trainer.steps():
-        log.note(report)
-        saved = trainer.at_checkpoint
-        if saved:
-            _save(folder, trainer, described)
-            if trainer.is_main:
-                log.write()
-        yield report
+    try:
+        for report in trainer.steps():
+            log.note(report)
+            saved = trainer.at_checkpoint
+            if saved:
+                _save(folder, trainer, described)
+                if trainer.is_main:
+                    log.write()
+            yield report
+    except NonFiniteError:
+        if trainer.is_main:
+            log.write()  # what led there
+        raise
     if not saved:  # a run that was complete already, but perhaps killed before its model was written
         _save(folder, trainer, described)
 

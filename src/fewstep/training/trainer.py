@@ -245,7 +245,7 @@ class Trainer:
                 f"{', '.join(wrong) or 'The loss'} not finite; loss {fetched[-1]}, parts "
                 + ", ".join(f"{name} {value:g}" for name, value in values.items()),
                 "Losses and gradients are finite",
-                "Lower train.lr, or look for images, weights or noise levels that are not finite",
+                "Train anew with a lower train.lr, or look for images, weights or noise levels that are not finite",
             )
         return values
 
