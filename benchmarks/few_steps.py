@@ -20,9 +20,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,7 @@ from fewstep.training import RunConfig, override, train_steps
 from fewstep.training.classifier import ClassifierConfig, train_classifier
 
 STEPS = (1, 2, 4)
-METRICS = ("fd", "kid", "prdc", "rho", "memorisation")
-_TIMED = 8  # steps of end-to-end training whose time plans the run
+METRICS = ("fd", "kid", "prdc", "rho", "class_accuracy", "memorisation")
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,16 @@ def quick(folder: Path, features: Features, reference: Moments, n: int = 2000) -
     return found
 
 
-def arms(
-    seed: int, options: argparse.Namespace, data: ImageData, curve: list[dict[str, Any]], looked: Callable[[Path], Any]
-) -> Iterator[Arm]:
-    """Train both arms of a seed and name their cells; `curve` is filled at six times of the training of chains."""
+def timed(config: RunConfig, folder: Path, data: ImageData) -> tuple[float, float]:
+    """Seconds before the first step of training chains, and of a step: the mean of one round of all lengths."""
+    n, began = len(config.e2e.steps), time.perf_counter()
+    steps = train_steps(override(config, [f"train.steps={2 * n}"]), folder, data=data)
+    took = [report.seconds for report in steps]
+    return time.perf_counter() - began - sum(took), statistics.mean(took[n:])
+
+
+def arms(seed: int, options: argparse.Namespace, data: ImageData, look: Callable[[int, Path], None]) -> Iterator[Arm]:
+    """Train both arms of a seed and name their cells; `look` is called at six times of the training of chains."""
     work = options.work / f"seed-{seed}"
     ordinary = override(PRESETS[options.preset], [f"train.seed={seed}", f"train.steps={options.ordinary}"])
     whole = trained(ordinary, work / "ordinary", data)
@@ -116,25 +123,22 @@ def arms(
     chain = override(PRESETS[f"{options.preset}-e2e"], [f"e2e.init={first}", f"train.seed={seed}"])
     plan, made = work / "plan.json", work / "e2e"
     if not plan.exists():
-        began = time.perf_counter()
-        timed = trained(override(chain, [f"train.steps={_TIMED}"]), work / "timed", data)
-        preparing = time.perf_counter() - began - seconds_of(timed)
+        preparing, of_step = timed(chain, work / "timed", data)
         budget = seconds_of(whole) - seconds_of(first)
-        planned = round((budget - preparing) / (seconds_of(timed) / _TIMED))
-        if (timed / "classifier").exists():  # it is paid for
-            shutil.copytree(timed / "classifier", made / "classifier", dirs_exist_ok=True)
-        write_json(plan, {"seconds": budget, "preparing": preparing, "steps": planned})
+        if (work / "timed" / "classifier").exists():  # it is paid for
+            shutil.copytree(work / "timed" / "classifier", made / "classifier", dirs_exist_ok=True)
+        write_json(
+            plan, {"seconds": budget, "preparing": preparing, "steps": max(1, round((budget - preparing) / of_step))}
+        )
     steps = read_json(plan)["steps"]
-
-    def look(step: int) -> None:
-        curve.append({"step": step, "seconds": seconds_of(made), "fd": looked(made)})
-
     own = [f"train.steps={steps}", f"train.checkpoint_every={max(1, steps // 6)}"]
     yield Arm(
-        "end to end", trained(override(chain, own), made, data, look), {f"{n} steps": {"steps": n} for n in STEPS}
+        "end to end",
+        trained(override(chain, own), made, data, partial(look, folder=made)),
+        {f"{n} step{'s' * (n > 1)}": {"steps": n} for n in STEPS},
     )
     budgets = itertools.product(("ddim", "evodiff"), (1, 2, 4, 10, 20))
-    ways = {f"{solver}, {nfe} calls": {"solver": solver, "nfe": nfe} for solver, nfe in budgets}
+    ways = {f"{solver}, {nfe} call{'s' * (nfe > 1)}": {"solver": solver, "nfe": nfe} for solver, nfe in budgets}
     yield Arm("ordinary", whole, ways)
 
 
@@ -170,8 +174,8 @@ def table(content: Mapping[str, Any]) -> str:
     for key, row in content["rows"].items():
         cells.setdefault(key.split(": ", maxsplit=1)[1], []).append(row["numbers"])
     judges = list(content["judges"])
-    others = [f"{name} ({judges[0]})" for name in ("precision", "recall", "rho", "memorised")]
-    head = ["cell", *(f"FDr, {judge}" for judge in judges), "precision", "recall", "rho", "memorised", "C2ST"]
+    others = [f"{name} ({judges[0]})" for name in ("precision", "recall", "rho", "class_accuracy", "memorised")]
+    head = ["cell", *(f"FDr, {judge}" for judge in judges), "precision", "recall", "rho", "class", "memorised", "C2ST"]
     lines = [head, ["---"] * len(head)]
     for cell, found in cells.items():
         distances = [_over_seeds(found, f"fd ({judge})", content["floors"][judge]) for judge in judges]
@@ -197,10 +201,25 @@ def judges_of(options: argparse.Namespace, train: ImageData) -> dict[str, str]:
     }
 
 
-def kept(path: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What is there from runs of the same numbers."""
-    earlier: dict[str, Any] = read_json(path) if path.exists() else {}
-    return earlier if all(earlier.get(key) == value for key, value in asked.items()) else {}
+class Seed:
+    """The rows and the curve of one seed, in a file of its own, since other seeds may be running beside."""
+
+    def __init__(self, folder: Path, asked: Mapping[str, Any]) -> None:
+        self.path, self.asked = output_dir(folder) / "rows.json", dict(asked)
+        earlier: dict[str, Any] = read_json(self.path) if self.path.exists() else {}
+        same = earlier.get("asked") == self.asked
+        self.curve: list[dict[str, Any]] = earlier["curve"] if same else []
+        self.rows: dict[str, Any] = earlier["rows"] if same else {}
+
+    def write(self) -> None:
+        write_json(self.path, {"asked": self.asked, "curve": self.curve, "rows": self.rows})
+
+
+def together(said: Mapping[str, Any], asked: Mapping[str, Any], work: Path) -> dict[str, Any]:
+    """What all seeds found that were asked the same."""
+    found = {folder.name.removeprefix("seed-"): Seed(folder, asked) for folder in sorted(work.glob("seed-*"))}
+    rows = {f"{seed}: {cell}": row for seed, own in found.items() for cell, row in own.rows.items()}
+    return {**said, "curves": {seed: own.curve for seed, own in found.items() if own.rows}, "rows": rows}
 
 
 def main() -> None:
@@ -231,16 +250,20 @@ def main() -> None:
     said["judges"] = {name: load_features(spec).name for name, spec in judges.items()}
     said["floors"] = {name: floor(load_features(spec), train, test, options.n) for name, spec in judges.items()}
     for seed in map(int, options.seeds.split(",")):
-        curve = [*kept(path, asked).get("curves", {}).get(str(seed), [])]
-        for arm in arms(seed, options, train, curve, lambda folder: quick(folder, features, reference)):
+        kept = Seed(options.work / f"seed-{seed}", asked)
+
+        def look(step: int, folder: Path, kept: Seed = kept) -> None:
+            kept.curve.append({"step": step, "seconds": seconds_of(folder), "fd": quick(folder, features, reference)})
+            kept.write()
+
+        for arm in arms(seed, options, train, look):
             for cell in arm.ways:
-                key = f"{seed}: {arm.name}, {cell}"
                 row = measured(arm, cell, options, judges, seed)
+                kept.rows[f"{arm.name}, {cell}"] = row
+                kept.write()
+                write_json(path, together(said, asked, options.work))
                 fds = {name: value["value"] for name, value in row["numbers"].items() if name.startswith("fd")}
-                print(key, {name: round(value, 3) for name, value in fds.items()}, flush=True)
-                earlier = kept(path, asked)  # read anew: other seeds may be running beside
-                curves, rows = ({**earlier.get(name, {})} for name in ("curves", "rows"))
-                write_json(path, {**said, "curves": {**curves, str(seed): curve}, "rows": {**rows, key: row}})
+                print(f"{seed}: {arm.name}, {cell}", {name: round(value, 3) for name, value in fds.items()}, flush=True)
     print(table(read_json(path)))
 
 

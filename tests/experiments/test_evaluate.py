@@ -342,6 +342,9 @@ def test_metrics_whose_needs_are_not_met(tmp_path, real):
     refused(tmp_path, ProtocolError, "'rho' needs classes on both sides", ("rho",), unlabelled)
     refused(tmp_path, ProtocolError, "'rho' needs classes on both sides, under the same", ("rho",), other_names)
     refused(tmp_path, ProtocolError, "'is' needs features that belong to a classifier", ("is",), real)
+    refused(
+        tmp_path, ProtocolError, "'class_accuracy' needs features .* classifier of the ref", ("class_accuracy",), real
+    )
     refused(tmp_path, ProtocolError, "'clip' needs captions", ("clip",), real)
     refused(tmp_path, ProtocolError, "'memorisation' needs the images that the gen", ("memorisation",), real)
     refused(tmp_path, DataError, "64 images for fd in .* 64 dimensions", ("fd",), real, n=64)
@@ -451,7 +454,8 @@ def test_features_that_do_not_resize_want_images_of_one_size(tmp_path):
 
 
 def test_the_classifier_is_trained_once_and_kept_in_the_cache(tmp_path, monkeypatch):
-    asked = Request("digits", Plan(("fd", "is"), tmp_path / "out"), "digits", train="digits", features=("classifier",))
+    metrics = ("fd", "is", "class_accuracy")
+    asked = Request("digits", Plan(metrics, tmp_path / "out"), "digits", train="digits", features=("classifier",))
     trained = []
     monkeypatch.setattr(prepare_module, "ClassifierConfig", partial(ClassifierConfig, epochs=1))
     monkeypatch.setattr(
@@ -459,13 +463,40 @@ def test_the_classifier_is_trained_once_and_kept_in_the_cache(tmp_path, monkeypa
     )
     first, second = run(prepare(asked)), run(prepare(replace(asked, plan=Plan(("fd",), tmp_path / "out2"))))
     assert len(trained) == 1
-    assert [result.name for result in first.results] == ["fd", "is"]
+    assert [result.name for result in first.results] == ["fd", "is", "class_accuracy"]
     assert first.results[0].protocol.measuring == second.results[0].protocol.measuring
     assert first.results[0].protocol.measuring.features.startswith("digits-classifier@")
     assert 1 < first.results[1].estimate.value <= 10
     assert first.results[1].protocol.measuring.reference is None, "a score of the images alone"
     (folder,) = (tmp_path / "cache" / "classifiers").iterdir()
     assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+class Brightness:
+    """A classifier of ten shades."""
+
+    name, dim, resize, shades = "brightness", 1, "none", torch.linspace(-0.9, 0.9, 10)
+
+    def __call__(self, images):
+        return images.mean(dim=(1, 2, 3))[:, None]
+
+    def logits_of(self, features):
+        return -(features - self.shades).square()
+
+
+class Painter(Fake):
+    """A generator that paints the shade asked for, but for every fourth image, which has the next one."""
+
+    def __call__(self, seeds, asked=None) -> Drawn:
+        shade = [(int(label) + (seed % 4 == 0)) % 10 for seed, label in zip(seeds, asked, strict=True)]
+        return Drawn(Brightness.shades[shade][:, None, None, None].expand(-1, *self.shape).clone(), 7, 14, 0.0)
+
+
+def test_class_accuracy_counts_the_images_of_the_class_asked_for(tmp_path, real):
+    outcome = run(evaluation(tmp_path, Painter(), real, ("class_accuracy",), n=200, features=[Brightness()]))
+    (result,) = outcome.results
+    assert result.estimate.value == 0.75
+    assert result.estimate.low < 0.75 < result.estimate.high
 
 
 def test_memorisation_looks_at_all_training_images_and_names_them(tmp_path):

@@ -55,10 +55,10 @@ def run_convert(plan: ConvertPlan, out: Path, n: int) -> None:
 
 def show_rows(title: str, rows: Sequence[Row]) -> None:
     """Print what was measured at few steps."""
-    columns = ("samples", "steps", "NFE", "distance", "rho", "contrast", "seconds")
+    columns = ("samples", "steps", "NFE", "distance", "rho", "contrast", "class", "seconds")
     table(title, columns, [[row.name, str(row.steps), str(row.nfe), *_numbers(row)] for row in rows])
 
 
 def _numbers(row: Row) -> list[str]:
-    rho = "-" if row.rho is None else f"{row.rho:.3f}"
-    return [f"{row.distance:.3g}", rho, f"{row.contrast:.3f}", f"{row.seconds:.1f}"]
+    rho, recognised = ("-" if value is None else f"{value:.3f}" for value in (row.rho, row.recognised))
+    return [f"{row.distance:.3g}", rho, f"{row.contrast:.3f}", recognised, f"{row.seconds:.1f}"]

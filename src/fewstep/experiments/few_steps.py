@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fewstep._cond import placed, rows_of
 from fewstep.data import Batch, Images, indices_of_step
+from fewstep.experiments.evaluation.classes import logits
 from fewstep.experiments.evaluation.quality import floor_note
 from fewstep.experiments.runs import captions_of, conditions, draw
-from fewstep.features import RandomConv
+from fewstep.features import Classifying, RandomConv
 from fewstep.metrics import Judge, frechet_distance, image_moments
+from fewstep.metrics.images import image_features
 from fewstep.models import Chain, Model
 from fewstep.objectives import spread_of
 from fewstep.sampling import Chained, resolve
@@ -34,6 +37,7 @@ class Row:
         rho: variance of the pixels within conditions over that of the reference; None where no condition has ten
             images.
         contrast: standard deviation of all pixels over that of the reference.
+        recognised: share of the samples in which the judge recognises the class asked for; None without such a judge.
         seconds: of sampling.
     """
 
@@ -43,6 +47,7 @@ class Row:
     distance: float
     rho: float | None
     contrast: float
+    recognised: float | None
     seconds: float
 
 
@@ -86,7 +91,14 @@ class Yardstick:
         own = spread_of(made)
         rho = own / self._spread if own is not None and self._spread else None
         contrast = float(made.x0.std() / self.reference.x0.std())
-        return Row(name, steps, nfe, self.distance(made.x0), rho, contrast, seconds)
+        return Row(name, steps, nfe, self.distance(made.x0), rho, contrast, self._recognised(made), seconds)
+
+    def _recognised(self, made: Batch) -> float | None:
+        features, labels = self.judge and self.judge.features, (made.cond or {}).get("label")
+        if labels is None or not isinstance(features, Classifying):
+            return None
+        seen = torch.cat([logits(features, vectors).argmax(1) for vectors in image_features(features, made.x0)])
+        return float((seen == labels.cpu()).double().mean())
 
 
 def sampled(model: Model, way: Chained, seeds: range, name: str, yardstick: Yardstick) -> tuple[Row, Tensor]:

@@ -76,7 +76,7 @@ def _end_to_end(
 ) -> RunConfig:
     """Turn a run of single steps into one of whole chains, from scratch or from a trained model."""
     run = RunConfig(data=base.data) if init else base  # a trained model brings its own network
-    return replace(_of_chains(run), e2e=E2EConfig(init=init, steps=(1, 1, 2, 2, 4), terms=terms), train=train)
+    return replace(_of_chains(run), e2e=E2EConfig(init=init, steps=(1, 2, 4), terms=terms), train=train)
 
 
 # How whole chains are trained where nothing else is known.
@@ -116,7 +116,7 @@ _OF_CAPTIONS: Mapping[str, Mapping[str, Any]] = {
 _DIGITS_CHAINS = replace(
     _of_chains(_DIGITS),
     e2e=E2EConfig(
-        steps=(1, 1, 2, 2, 4),
+        steps=(1, 2, 4),
         terms={
             "energy": {"weight": 1.0, "features": "pixels,random"},
             "frechet": {"weight": 1.0, "features": "random", "beta": 0.9},

@@ -14,6 +14,7 @@ from typing import Any
 
 from fewstep._files import output_dir
 from fewstep.errors import ConfigError
+from fewstep.experiments.evaluation.classes import knows_classes
 from fewstep.experiments.evaluation.measured import check_counts, check_needs, chosen_metrics
 from fewstep.experiments.evaluation.parts import Part, measure_part, open_folder, read_part, settings_hash, write_part
 from fewstep.experiments.evaluation.places import labels_of
@@ -126,6 +127,8 @@ class Evaluation:
             offers -= {"labels"}
         offers |= {"train"} if self.train else set()
         offers |= {"classifier"} if any(isinstance(one, Classifying) for one in self.features) else set()
+        alike = self.real is not None and any(knows_classes(one, self.real.classes) for one in self.features)
+        offers |= {"classes"} if alike else set()
         reads_texts = any(hasattr(one, "embed_text") for one in self.features)
         offers |= {"texts"} if subject.texts is not None and reads_texts else set()
         where = f"the reference {self.real.title}" if self.real else "an evaluation without a reference"

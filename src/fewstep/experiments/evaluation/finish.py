@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.errors import DataError
+from fewstep.experiments.evaluation.classes import class_count, knows_classes, logits
 from fewstep.experiments.evaluation.controls import place_of_controls, read_controls, write_controls
 from fewstep.experiments.evaluation.evaluate import Evaluation
 from fewstep.experiments.evaluation.measured import (
@@ -117,13 +118,15 @@ class Finish:
         name, ref, train = features.name, self._reference, self._train
         classes = None
         if "is" in self.plan.metrics and isinstance(features, Classifying):
-            classes = ProbabilitySet(_classes_of(features))
+            classes = ProbabilitySet(class_count(features))
+        alike = self.evaluation.real is not None and knows_classes(features, self.evaluation.real.classes)
         return Gathered(
             FeatureSet(features.dim, keep=KEPT_ROWS),
             ref.summary(name) if ref else None,
             train.summary(name) if train else None,
             classes,
             ScoreSet() if "clip" in self.plan.metrics and hasattr(features, "embed_text") else None,
+            ScoreSet() if "class_accuracy" in self.plan.metrics and alike else None,
         )
 
     def _numbers(self, gathered: Sequence[tuple[Features, Gathered]]) -> Iterator[_Number]:
@@ -230,23 +233,15 @@ def _add(
 ) -> None:
     """Add the images of one part to everything that is gathered of them."""
     into.gen.update(vectors, index, labels)
-    device = _device_of(features)
-    with torch.no_grad():
-        if into.classes is not None and isinstance(features, Classifying):
-            into.classes.update(features.logits_of(vectors.to(device)).float().softmax(1), index)
-        if into.scores is not None and texts:
-            embed: Any = features
+    if isinstance(features, Classifying):
+        if into.classes is not None:
+            into.classes.update(logits(features, vectors).softmax(1), index)
+        if into.hits is not None and labels is not None:
+            into.hits.update((logits(features, vectors).argmax(1) == labels).double(), index)
+    if into.scores is not None and texts:
+        embed: Any = features
+        with torch.no_grad():
             into.scores.update(clip_score_values(vectors, embed.embed_text(texts).float().cpu()), index)
-
-
-def _device_of(features: Features) -> torch.device:
-    tensors = features.state_dict().values() if isinstance(features, nn.Module) else ()
-    return next((value.device for value in tensors), torch.device("cpu"))
-
-
-def _classes_of(features: Classifying) -> int:
-    with torch.no_grad():
-        return int(features.logits_of(torch.zeros(1, features.dim, device=_device_of(features))).shape[1])
 
 
 def _texts(subject: Subject, index: Tensor) -> list[str] | None:
@@ -256,9 +251,8 @@ def _texts(subject: Subject, index: Tensor) -> list[str] | None:
 
 def _applies(metric: Metric, given: Gathered) -> bool:
     """Whether these features can serve; that some can was checked before the first image."""
-    return ("classifier" not in metric.needs or given.classes is not None) and (
-        "texts" not in metric.needs or given.scores is not None
-    )
+    gathered = {"classifier": given.classes, "classes": given.hits, "texts": given.scores}
+    return all(gathered[need] is not None for need in metric.needs if need in gathered)
 
 
 def _skipped(files: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from fewstep.errors import ConfigError, DataError, ProtocolError, choose
 from fewstep.metrics.c2st import C2stConfig
 from fewstep.metrics.diversity import rho
-from fewstep.metrics.estimate import Estimate
+from fewstep.metrics.estimate import Estimate, bootstrap_mean
 from fewstep.metrics.frechet_estimates import fd, fd_inf, frechet_bias, small_sample_note
 from fewstep.metrics.kernels import kid, mmd_rbf
 from fewstep.metrics.memorisation import memorisation
@@ -42,6 +42,7 @@ class Gathered:
         train: summary of the images that the generator learned from, or None.
         classes: class probabilities, where the features belong to a classifier.
         scores: image-text scores, where the features know texts.
+        hits: 1 for each image in which a classifier recognises the class that was asked for, 0 for the others.
     """
 
     gen: FeatureSet
@@ -49,6 +50,7 @@ class Gathered:
     train: FeatureSet | None = None
     classes: ProbabilitySet | None = None
     scores: ScoreSet | None = None
+    hits: ScoreSet | None = None
 
     def have(self, name: str) -> Any:
         """Give a part that a metric needs; what a metric needs was checked before the first image."""
@@ -67,8 +69,8 @@ class Metric:
 
     Args:
         compute: from the summaries to named numbers; None for c2st, which looks at the images themselves.
-        needs: of "moments", "rows", "labels", "images" of the reference; "classifier" or "texts" of the features;
-            "train".
+        needs: of "moments", "rows", "labels", "images" of the reference; "classifier", "classes" or "texts" of the
+            features; "train".
         parameters: what else its value depends on, JSON-able.
         about: one line for the help.
     """
@@ -109,6 +111,11 @@ METRICS: Mapping[str, Metric] = {
         ("classifier",),
         "Inception-like score; the Inception score in Inception's classes only",
     ),
+    "class_accuracy": Metric(
+        lambda given: _numbers("class_accuracy", bootstrap_mean(given.have("hits").values)),
+        ("labels", "classes"),
+        "share of images in which a classifier recognises the class asked for",
+    ),
     "clip": Metric(lambda given: _numbers("clip", clip_score(given.have("scores"))), ("texts",), "image-text cosine"),
     "rho": Metric(_against("rho", rho), ("labels",), "spread within a class, generated over real"),
     "c2st": Metric(None, ("images",), "accuracy of a classifier that tells generated from real"),
@@ -148,6 +155,7 @@ _WHY = {
     "labels": "classes on both sides, under the same names",
     "images": "the images of the reference",
     "classifier": "features that belong to a classifier",
+    "classes": "features that belong to a classifier of the reference's classes",
     "texts": "captions of the images, and features that read texts (clip:PATH_OR_ID)",
     "train": "the images that the generator learned from",
 }
