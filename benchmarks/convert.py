@@ -21,6 +21,7 @@ from fewstep.experiments.demo import machine
 from fewstep.experiments.few_steps import sampled
 from fewstep.experiments.runs import seeds_of
 from fewstep.experiments.ways import way_of
+from fewstep.sampling import Chained
 
 _MEASURED = 50_000_000  # first seed of the images that the denoiser itself is measured on
 
@@ -37,7 +38,8 @@ def converted(plan: ConvertPlan, folder: Path, n: int, budgets: list[int]) -> di
     rows = list(work.measure(yardstick, n))
     for nfe in budgets:
         way = way_of(work.model, solver="ddim", nfe=nfe)
-        rows.append(sampled(work.model, way, seeds_of(_MEASURED, n), f"DDIM, {nfe} calls", yardstick)[0])
+        own = Chained(way.rule, way.grid)
+        rows.append(sampled(work.model, own, seeds_of(_MEASURED, n), f"DDIM, {nfe} calls", yardstick)[0])
     return {"seconds": seconds, "size": asdict(work.size), "rows": [asdict(row) for row in rows]}
 
 

@@ -73,7 +73,7 @@ from fewstep.training.checkpoint import join
 
 torch.set_num_threads(1)
 folder, batch = Path(sys.argv[1]), int(sys.argv[2])
-# A random exit differentiates other parameters of the chain in each process.
+# A random exit leaves out the same steps of the chain in every process.
 few = ["network.width=8", "network.embedding=16", f"train.batch={batch}", "train.steps=6", "e2e.gradient=exit"]
 terms = ["e2e.terms.energy.features=classifier", "e2e.terms.adversarial.width=4", "e2e.trainable=all,solver"]
 trainer = build(override(RunConfig(objective="e2e"), few + terms), digits(), folder / "run")
@@ -81,6 +81,27 @@ lengths = [report.losses["generator/steps"] for report in trainer.steps()]
 players = {name: module.state_dict() for name, module in trainer.players.items()}
 held = join({**players, "ema": trainer.ema.module.state_dict(), "x": {"lengths": torch.tensor(lengths)}})
 write_tensors(folder / f"rank{PartialState().process_index}.safetensors", held)
+torch.distributed.destroy_process_group()
+"""
+
+
+_UNLIKE = """
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fewstep._files import write_tensors
+from fewstep.training.processes import accelerator, averaged
+
+joined, player = accelerator(), nn.ParameterDict({name: nn.Parameter(torch.zeros(2)) for name in "abc"})
+rank = joined.process_index
+player["a"].grad = torch.full((2,), 1.0 + rank)
+if rank:
+    player["b"].grad = torch.tensor([4.0, 6.0])
+moved = {name for name, parameter in player.items() if any(parameter is one for one in averaged(joined, player))}
+write_tensors(Path(sys.argv[1]) / f"rank{rank}.safetensors", {name: player[name].grad for name in moved})
 torch.distributed.destroy_process_group()
 """
 
@@ -116,3 +137,10 @@ def test_two_processes_train_the_same_chains_and_critics(tmp_path: Path) -> None
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
     assert len(set(first["x/lengths"].tolist())) > 1
+
+
+@pytest.mark.slow
+def test_a_gradient_that_one_process_lacks_counts_as_zero_there(tmp_path: Path) -> None:
+    first, second = _launch(tmp_path, 2, 0, _UNLIKE)
+    for found in (first, second):
+        assert {name: value.tolist() for name, value in found.items()} == {"a": [1.5, 1.5], "b": [2.0, 3.0]}
