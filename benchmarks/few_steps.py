@@ -37,7 +37,7 @@ from fewstep.experiments.evaluation.evaluate import Plan
 from fewstep.experiments.evaluation.outcome import finish
 from fewstep.experiments.evaluation.prepare import prepare
 from fewstep.experiments.evaluation.request import Request
-from fewstep.experiments.presets import PRESETS
+from fewstep.experiments.presets import PRESETS, configured
 from fewstep.experiments.runs import conditions, draw
 from fewstep.experiments.ways import way_of
 from fewstep.features import ClassifierFeatures, Features, load_features, save_classifier
@@ -120,7 +120,7 @@ def arms(seed: int, options: argparse.Namespace, data: ImageData, look: Callable
     ordinary = override(PRESETS[options.preset], [f"train.seed={seed}", f"train.steps={options.ordinary}"])
     whole = trained(ordinary, work / "ordinary", data)
     first = trained(override(ordinary, [f"train.steps={options.pretrain}"]), work / "pretrained", data)
-    chain = override(PRESETS[f"{options.preset}-e2e"], [f"e2e.init={first}", f"train.seed={seed}"])
+    chain = configured(f"{options.preset}-e2e", init=str(first), overrides=[f"train.seed={seed}"])
     plan, made = work / "plan.json", work / "e2e"
     if not plan.exists():
         preparing, of_step = timed(chain, work / "timed", data)

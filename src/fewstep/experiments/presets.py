@@ -123,7 +123,7 @@ _DIGITS_CHAINS = replace(
         },
     ),
     train=replace(
-        CHAINS, steps=280, lr=1e-3, decay=0.6, betas=(0.5, 0.99), ema=0.985, precision="no", checkpoint_every=140
+        CHAINS, steps=200, lr=1e-3, decay=0.6, betas=(0.5, 0.99), ema=0.985, precision="no", checkpoint_every=100
     ),
 )
 
