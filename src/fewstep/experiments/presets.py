@@ -142,8 +142,8 @@ PRESETS: dict[str, RunConfig] = {
     "scenes": _SCENES,  # not measured
     # Whole chains; `fewstep train --objective e2e --init FOLDER` starts from a trained model of the same data.
     # From the model of "digits", the same distance at 1 / 2 / 4 steps: 0.29 / 0.23 / 0.24, variety within classes
-    # 0.95 / 1.01 / 1.02 of the real digits' (before: 0.15 / 0.46 / 0.66, and 0.82 at 10 steps). One seed, 2026-11-21 (the
-    # second act of `fewstep demo`).
+    # 0.95 / 1.01 / 1.02 of the real digits' (before: 0.15 / 0.46 / 0.66, and 0.82 at 10 steps). One seed, 2026-11-21
+    # (the second act of `fewstep demo`).
     "digits-e2e": _DIGITS_CHAINS,
     # From "mnist", under the protocol of "mnist", at 1 / 2 / 4 steps: 0.67 / 0.40 / 0.45 (`mnist-fewstep`, 2026-11-21).
     "mnist-e2e": _end_to_end(_MNIST, replace(CHAINS, steps=1200, batch=128), _OF_CLASSES, init="mnist"),
