@@ -23,7 +23,7 @@ from fewstep.experiments.runs import seeds_of
 from fewstep.experiments.ways import way_of
 from fewstep.sampling import Chained
 
-_MEASURED = 50_000_000  # first seed of the images that the denoiser itself is measured on
+_MEASURED = 50_000_000  # between the first seeds of the images that the denoiser itself is measured on
 
 
 def converted(plan: ConvertPlan, folder: Path, n: int, budgets: list[int]) -> dict[str, Any]:
@@ -36,10 +36,11 @@ def converted(plan: ConvertPlan, folder: Path, n: int, budgets: list[int]) -> di
         pass
     seconds, yardstick = time.perf_counter() - began, work.yardstick(n)
     rows = list(work.measure(yardstick, n))
+    seeds = seeds_of(_MEASURED * (1 + plan.seed), n)  # every seed brings another set of these, too
     for nfe in budgets:
         way = way_of(work.model, solver="ddim", nfe=nfe)
         own = Chained(way.rule, way.grid)
-        rows.append(sampled(work.model, own, seeds_of(_MEASURED, n), f"DDIM, {nfe} calls", yardstick)[0])
+        rows.append(sampled(work.model, own, seeds, f"DDIM, {nfe} calls", yardstick)[0])
     return {"seconds": seconds, "size": asdict(work.size), "rows": [asdict(row) for row in rows]}
 
 

@@ -17,8 +17,6 @@ from fewstep.training.describe import SINGLE_STEPS
 
 __all__ = ["CHAINS", "PRESETS", "configured"]
 
-_BLANK = RunConfig()
-
 # 8x8 grey digits from scikit-learn, trained from nothing while one waits: 0.27M parameters, and 900 steps of 128 are
 # 64 epochs of 1,797 images in about 65 CPU seconds.
 _DIGITS = RunConfig(
@@ -67,7 +65,7 @@ _SCENES = RunConfig(
 
 def _of_chains(run: RunConfig) -> RunConfig:
     """Train whole chains of the same network: how single steps are drawn and weighed means nothing to them."""
-    own = replace(run.diffusion, **{name: getattr(_BLANK.diffusion, name) for name in SINGLE_STEPS})
+    own = replace(run.diffusion, **{name: getattr(DiffusionConfig(), name) for name in SINGLE_STEPS})
     return replace(run, objective="e2e", diffusion=own)
 
 

@@ -233,11 +233,12 @@ def _add(
 ) -> None:
     """Add the images of one part to everything that is gathered of them."""
     into.gen.update(vectors, index, labels)
-    if isinstance(features, Classifying):
+    if isinstance(features, Classifying) and (into.classes is not None or into.hits is not None):
+        found = logits(features, vectors)
         if into.classes is not None:
-            into.classes.update(logits(features, vectors).softmax(1), index)
+            into.classes.update(found.softmax(1), index)
         if into.hits is not None and labels is not None:
-            into.hits.update((logits(features, vectors).argmax(1) == labels).double(), index)
+            into.hits.update((found.argmax(1) == labels).double(), index)
     if into.scores is not None and texts:
         embed: Any = features
         with torch.no_grad():
