@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -268,6 +268,12 @@ def print_tables(results: dict[str, dict[str, dict[str, dict[str, float]]]]) -> 
             print(f"| {name} | {' | '.join(texts)} |")
 
 
+def undated(content: dict[str, Any]) -> dict[str, Any]:
+    """What rows must share to stand in one table: all but the rows and the day, so that a run may cross midnight."""
+    machine = {key: value for key, value in content.get("machine", {}).items() if key != "date"}
+    return {**{key: value for key, value in content.items() if key != "results"}, "machine": machine}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
@@ -277,9 +283,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     path = output_dir(options.out) / "ring.json"
-    told = {"machine": machine(), "steps": STEPS, "batch": BATCH, "pretraining": PRETRAINING}
+    told: dict[str, Any] = {"machine": machine(), "steps": STEPS, "batch": BATCH, "pretraining": PRETRAINING}
     before = read_json(path) if path.exists() else {}
-    results = before.get("results", {}) if all(before.get(key) == told[key] for key in told) else {}
+    results = before["results"] if undated(before) == undated(told) else {}
     for seed in range(options.seeds):
         for dim in options.dims:
             cells = results.setdefault(str(dim), {}).setdefault(str(seed), {})

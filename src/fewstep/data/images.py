@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fewstep.errors import DataError
+from fewstep.errors import DataError, choose
 from fewstep.networks import Vocabulary
 
 __all__ = ["Batch", "ImageData", "Images", "to_uint8", "to_unit"]
@@ -51,8 +51,13 @@ class Batch:
         return Batch(self.x0.to(device, non_blocking=True), cond)
 
     def told(self, names: Collection[str]) -> Batch:
-        """Return the batch with no other conditions than those of some names."""
-        return Batch(self.x0, {name: value for name, value in (self.cond or {}).items() if name in names} or None)
+        """Return the batch with the conditions of these names and no others.
+
+        Raises:
+            UnknownName: if the batch has no such condition.
+        """
+        given = self.cond or {}
+        return Batch(self.x0, {name: choose(name, given, "condition") for name in names} or None)
 
 
 class Images(Protocol):

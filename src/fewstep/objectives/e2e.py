@@ -28,7 +28,7 @@ from fewstep._cond import repeated
 from fewstep._tensor import normal_like
 from fewstep.data import Batch, indices_of_step, seeded
 from fewstep.denoisers import Cond, NetworkDenoiser
-from fewstep.errors import CollapseWarning, NonFiniteError, choose
+from fewstep.errors import CollapseWarning, NonFiniteError
 from fewstep.losses import Outcome
 from fewstep.losses.adversarial import Adversarial
 from fewstep.noise import NoiseLevel, perturb
@@ -173,7 +173,7 @@ class E2E:
         Returns:
             What the terms judge: samples (k, b, *d), their targets, real samples and conditions.
         """
-        coupled = self.coupling(self._as_told(batch), generator)
+        coupled = self.coupling(batch if self.told is None else batch.told(self.told), generator)
         solver, grid = self.chain(self.steps_at(step))
         starts = self._starts(coupled, grid.at(0), generator)
         depth = self.gradient(grid, seeded("depth", step))  # the same in every process, as the number of steps
@@ -211,13 +211,6 @@ class E2E:
             return sample(self.denoiser, chain.solver, chain.grid, x, cond=cond, unroll=unroll, watch=watch).x
 
         return in_chunks(whole, (x, cond), self.microbatch or len(x))
-
-    def _as_told(self, batch: Batch) -> Batch:
-        """Keep the conditions that the network is told."""
-        if self.told is None:
-            return batch
-        given = batch.cond or {}
-        return Batch(batch.x0, {name: choose(name, given, "condition") for name in self.told} or None)
 
     def _starts(self, coupled: Coupled, here: NoiseLevel, generator: Generator) -> Tensor:
         """Where the draws begin, (k, b, *d): the first as it was coupled, the others with noise of their own."""
