@@ -23,13 +23,13 @@ from fewstep._files import output_dir, read_json, write_json
 from fewstep.data import Scenes, to_uint8, to_unit
 from fewstep.experiments.demo import machine
 from fewstep.experiments.pictures import save_picture, tile
-from fewstep.experiments.presets import PRESETS
+from fewstep.experiments.presets import configured
 from fewstep.experiments.runs import draw
 from fewstep.experiments.scenes_eval import alignment, conditional_distance, nuisances, per_caption_diversity
 from fewstep.experiments.ways import Way, way_of
 from fewstep.features import RandomConv
 from fewstep.models import Model, load_model
-from fewstep.training import override, train_steps
+from fewstep.training import train_steps
 
 # What the abstract of E2ED2 names, with the unpaired data as targets; then terms that do not tax diversity.
 VARIANTS: Mapping[str, tuple[str, ...]] = {
@@ -50,8 +50,8 @@ def trained(name: str, init: str, options: argparse.Namespace) -> Path:
     """The folder of one variant, trained as far as asked."""
     folder = options.work / name.split(":")[0].replace(" ", "-").replace(",", "")
     weights = [f"e2e.terms.{term.replace('=', '.weight=')}" for term in VARIANTS[name]]
-    own = [f"e2e.init={init}", f"train.steps={options.steps}", f"train.seed={options.seed}", *weights]
-    for report in train_steps(override(PRESETS["scenes-e2e"], own), folder):
+    own = [f"train.steps={options.steps}", f"train.seed={options.seed}", *weights]
+    for report in train_steps(configured("scenes-e2e", init=init, overrides=own), folder):
         if report.at_every(25):
             print(name, report.step, {key: round(value, 4) for key, value in report.losses.items()}, flush=True)
     return folder
