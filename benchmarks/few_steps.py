@@ -1,8 +1,8 @@
 """End-to-end training against ordinary training of the same network, of equal wall clock.
 
     python -m benchmarks.few_steps --preset mnist --data parquet:FOLDER --seeds 0,1,2
-    python -m benchmarks.few_steps --preset cifar10-small --data parquet:FOLDER --seeds 0 --ordinary 8000 \
-        --pretrain 5000 --judges cifar-resnet:FILE,cifar-resnet:FILE
+    python -m benchmarks.few_steps --preset cifar10-small --data parquet:FOLDER --seeds 0 --ordinary 2400 \
+        --pretrain 1200 --judges cifar-resnet:FILE,cifar-resnet:FILE
 
 For each seed: ordinary training for `--ordinary` steps; ordinary training for `--pretrain` steps, and from there end to
 end for as long as the first took more, so that both spent the same seconds on this machine; what chains need before

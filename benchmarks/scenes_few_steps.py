@@ -22,7 +22,7 @@ from torch import Tensor
 from fewstep._files import output_dir, read_json, write_json
 from fewstep.data import Scenes, to_uint8, to_unit
 from fewstep.experiments.demo import machine
-from fewstep.experiments.pictures import save_picture, tile
+from fewstep.experiments.pictures import contact_sheet
 from fewstep.experiments.presets import configured
 from fewstep.experiments.runs import draw
 from fewstep.experiments.scenes_eval import alignment, conditional_distance, nuisances, per_caption_diversity
@@ -44,6 +44,12 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "diversity-safe: energy + adversarial": ("energy=1", "adversarial=1"),
 }
 STEPS = (1, 2, 4)
+SHOWN = {
+    "ordinary, evodiff, 20 calls": "ordinary, 20 calls",
+    "reconstruction + perceptual, 4 steps": "reconstruction",
+    "faithful: reconstruction + perceptual + adversarial, 4 steps": "faithful, 4 steps",
+    "diversity-safe: energy + adversarial, 4 steps": "safe, 4 steps",
+}
 
 
 def trained(name: str, init: str, options: argparse.Namespace) -> Path:
@@ -99,6 +105,20 @@ def ways(init: str, options: argparse.Namespace) -> Iterable[tuple[str, str | Pa
             yield f"{name}, {steps} step{'s' * (steps > 1)}", folder, {"steps": steps}
 
 
+def draw_captions(said: list[str], options: argparse.Namespace) -> None:
+    """Draw ten images for each of three captions: true ones, and some ways of making them."""
+    chosen = said[:: options.each][:3]
+    asked = [caption for caption in chosen for _ in range(10)]
+    true = to_unit(torch.cat([Scenes().of_caption(caption, 10, seed=1) for caption in chosen]))
+    pictures = {"true images": list(true.split(10))}
+    for name, source, way in ways(options.init, options):
+        if name in SHOWN:
+            model = load_model(source)
+            images = to_unit(images_of(model, way_of(model, **way), asked)[0])
+            pictures[SHOWN[name]] = list(images.split(10))
+    contact_sheet(output_dir(options.work) / "captions.png", pictures, chosen, wide=5)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--init", required=True, help="a denoiser of scenes")
@@ -124,11 +144,9 @@ def main() -> None:
         model = load_model(source)
         images, nfe = images_of(model, way_of(model, **way), said)
         rows[name] = measured(images, said) | {"nfe": nfe}
-        save_picture(
-            output_dir(options.work) / f"{name.replace(' ', '-')}.png", tile(to_unit(images[:200]), 20), scale=2
-        )
         print(name, {key: row["value"] for key, row in rows[name].items() if isinstance(row, dict) and "value" in row})
         write_json(path, content | {"rows": rows})
+    draw_captions(said, options)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,9 @@ class Part:
                 'Write {"name": "unet", "arguments": {"width": 32}}',
             )
 
+    def __str__(self) -> str:
+        return " ".join([self.name, *(f"{name}={value}" for name, value in self.arguments.items())])
+
     @overload
     def build(self, table: Mapping[str, type[T]], kind: str) -> T: ...
 
@@ -68,8 +71,8 @@ class Part:
             choose(argument, known, f"argument of {kind} {self.name!r}")
         try:
             return made(**self.arguments)
-        except FewstepError:
-            raise
+        except FewstepError as error:
+            raise type(error)(f"{kind} {self}: {error.given}", error.allowed, error.todo) from error
         except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
             raise ConfigError(
                 f"The {kind} {self.name!r} cannot be built with {dict(self.arguments)} ({error})",

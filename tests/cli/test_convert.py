@@ -115,6 +115,23 @@ def test_a_few_step_model_teaches_through_its_own_chain(converted: Path, tmp_pat
     assert torch.equal(work._teacher.grid.t, UniformFlow()(model.denoiser.schedule, 2).t)
 
 
+@pytest.mark.parametrize(
+    ("option", "given", "hint"),
+    [
+        (("--n", 1), "1 images to measure with", "--n 1000"),
+        (("--guidance", "nan"), "Guidance nan", "--guidance 1"),
+        (("--steps", "9"), "steps=(9,)", "from 1 to 8"),
+        (("--batch", 0), "Batches of 0 images", "--batch 64"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_work(
+    cli: Cli, model: Path, tmp_path: Path, option: tuple[object, ...], given: str, hint: str
+) -> None:
+    ran = cli("convert", "--model", model, "--minutes", 60, *option, "--out", tmp_path / "out")
+    refuses(ran, "ConfigError", given, hint)
+    assert not (tmp_path / "out" / "plan.json").exists()
+
+
 def test_a_leaky_model_is_not_converted(converted: Path, tmp_path: Path) -> None:
     leaky = shutil.copytree(converted, tmp_path / "leaky")
     config = json.loads((leaky / "config.json").read_text())

@@ -13,7 +13,7 @@ from contracts.refusals import refuses
 from fewstep.errors import BudgetError, ConfigError, FewstepError, GridError, LevelError, UnknownName
 from fewstep.experiments.evaluation.generators import ModelGenerator
 from fewstep.experiments.runs import GridChoice, make_grid
-from fewstep.experiments.ways import way_of
+from fewstep.experiments.ways import labelled, way_of
 from fewstep.models import Chain, Model, ModelConfig, Part
 from fewstep.noise import NoiseLevel, UniformFlow, VPLinear
 from fewstep.sampling import LearnedChain, sample, start_noise
@@ -66,6 +66,18 @@ def test_whoever_asks_gets_ordinary_sampling() -> None:
 def test_what_is_said_of_a_chain() -> None:
     leaky = Chain(spacing=Part("uniform_lam", {"lam_min": -2.0}), steps=(2,), leaky=True)
     assert way_of(model_with(leaky)).said == "uniform_lam lam_min=-2.0, 2 steps (chain; leaky start: reads data)"
+    karras = "karras, kappa 80 to 0.002, 4 steps (leaky start: reads data)"
+    assert way_of(model_with(leaky), "ddim", 4).said == way_of(model_with(leaky), "ddim", steps=4).said == karras
+    assert labelled(model_with(leaky)) == "bumps (leaky start: reads data)"
+    assert labelled(model_with(Chain())) == labelled(model_with(None)) == "bumps"
+
+
+def test_guidance_is_no_part_of_a_chain() -> None:
+    model = model_with(Chain(steps=(1, 2)))
+    error = refuses(ConfigError, "chain of 'bumps'", lambda: way_of(model, steps=2, guidance=2.0))
+    assert "convert --guidance 2" in error.todo
+    assert way_of(model, "ddim", 4, guidance=2.0).nfe == 4, "ordinary sampling takes it"
+    assert way_of(model_with(None), guidance=2.0).nfe == 10
     assert way_of(model_with(Chain(Part("ipndm", {"order": 2})))).solver == "ipndm order=2"
     table = LearnedChain(UniformFlow()(VPLinear(), 2)).table()
     way = way_of(model_with(Chain(steps=(2,), learned={"2": table})))

@@ -63,7 +63,9 @@ def weighted(**weights: float | tuple[float, float]) -> dict[str, Weighted]:
         ({"l2": 0.1, "adversarial": 1.0}, "tax"),
         ({"l2": 0.03, "perceptual": 0.03, "adversarial": 1.0}, "tax"),
         ({"l2": 0.05, "adversarial": 1.0}, "tax"),
-        ({"l2": 0.05, "perceptual": (0.5, 0.0), "adversarial": 1.0, "energy": 0.5}, None),
+        ({"l2": 0.01, "adversarial": 1.0}, "tax"),
+        ({"l2": 0.01, "perceptual": (0.5, 0.0), "adversarial": 1.0, "energy": 0.5}, None),
+        ({"mmd": 1.0}, None),
         ({"l2": (1.0, 0.0), "energy": 1.0}, None),
         ({"moment": 5.0, "energy": 1.0}, None),
         ({"energy": 1.0}, None),
@@ -72,6 +74,22 @@ def weighted(**weights: float | tuple[float, float]) -> dict[str, Weighted]:
 def test_what_independent_noise_does(weights: dict[str, Any], kind: str | None) -> None:
     found = diagnose(weighted(**weights), Independent())
     assert [finding.kind for finding in found] == ([kind] if kind else [])
+
+
+@pytest.mark.parametrize(
+    ("weights", "kind"),
+    [
+        ({"mmd": 1.0}, "collapse"),
+        ({"l2": 0.001, "mmd": 1.0}, "collapse"),
+        ({"moment": 1.0, "mmd": 1.0}, "collapse"),
+        ({"l2": 0.01, "mmd": 10.0, "energy": 1.0}, "tax"),
+        ({"mmd": 1.0, "energy": 1.0}, None),
+    ],
+)
+def test_what_sees_no_conditions_holds_no_variety_within_many(weights: dict[str, Any], kind: str | None) -> None:
+    found = diagnose(weighted(**weights), Independent(), many=True)
+    assert [finding.kind for finding in found] == ([kind] if kind else [])
+    assert all("see no conditions" in finding.text for finding in found if finding.kind == "collapse")
 
 
 def test_findings_name_the_terms_and_the_cures() -> None:

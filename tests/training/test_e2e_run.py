@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fewstep._files import read_tensors
 from fewstep.data import ImageData, digits
-from fewstep.errors import CheckpointError, CollapseWarning, ConfigError, NonFiniteError
+from fewstep.errors import CheckpointError, CollapseWarning, ConfigError, NonFiniteError, UnknownName
 from fewstep.experiments.few_steps import _UNSEEN
 from fewstep.experiments.presets import configured
 from fewstep.features import RandomConv, load_features
@@ -203,6 +203,9 @@ def test_another_start_does_not_resume(tmp_path: Path, data: ImageData, start: P
         (("diffusion.weight=flow_error",), r"diffusion\.weight=flow_error.*objective=e2e"),
         (("diffusion.conditional=false",), r"diffusion\.conditional=False.*goes on with that model's own"),
         (("e2e.coupling=leaky",), r"coupling that starts.*e2e\.spacing=uniform_lam"),
+        (("e2e.teacher=mnist",), r"e2e\.teacher=mnist with e2e\.coupling=independent.*e2e\.coupling=teacher"),
+        (("e2e.spacing=karras",), r"e2e\.spacing=karras: .*kappa_max=80 e2e\.spacing\.end=zero"),
+        (("e2e.terms.l2.weight=-1",), r"e2e\.terms\.l2: A weight from -1"),
         (("e2e.terms.energy.draws=1",), r"draws=1 with batches of 8 images of 10 classes.*energy\.draws=2"),
     ],
 )
@@ -213,15 +216,32 @@ def test_what_does_not_fit_is_refused(
         build(onwards(start, *overrides), data, tmp_path)
 
 
+def test_vectors_are_of_one_kind(tmp_path: Path, data: ImageData, start: Path) -> None:
+    with pytest.raises(UnknownName, match=r"e2e\.terms\.mmd: .*'pixels,random'.*One of random and classifier.*pixels"):
+        build(onwards(start, "e2e.terms.mmd.features=pixels,random"), data, tmp_path)
+
+
 def test_other_data_than_the_model_s_are_refused(start: Path) -> None:
     grey = ImageData(torch.zeros(4, 1, 9, 9, dtype=torch.uint8), None, (), "grey")
     with pytest.raises(ConfigError, match=r"'grey', images of shape \(1, 9, 9\) with 0 classes.*shape \(1, 8, 8\)"):
         model_config(onwards(start), grey)
 
 
-@pytest.mark.parametrize("option", ["e2e.terms.energy.features=self", "e2e.coupling=teacher", "e2e.coupling=inversion"])
-def test_what_needs_another_model_is_refused_from_scratch(tmp_path: Path, data: ImageData, option: str) -> None:
-    with pytest.raises(ConfigError, match=r"in a run from scratch.*e2e\.init=FOLDER"):
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("e2e.terms.energy.features=self", r"e2e\.terms\.energy: .*'self'.* from scratch.*e2e\.init=MODEL"),
+        ("e2e.coupling=teacher", r"without its teacher, in a run from scratch.*e2e\.teacher=MODEL or e2e\.init=MODEL"),
+        (
+            "e2e.coupling=inversion",
+            r"without its teacher, in a run from scratch.*e2e\.teacher=MODEL or e2e\.init=MODEL",
+        ),
+    ],
+)
+def test_what_needs_another_model_is_refused_from_scratch(
+    tmp_path: Path, data: ImageData, option: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
         build(scratch(option), data, tmp_path)
 
 

@@ -220,9 +220,7 @@ def train(
     ] = "",
     preset: Annotated[
         str,
-        typer.Option(
-            help="Where to start: digits, mnist, cifar10 or scenes; with -e2e, whole chains. Default: digits."
-        ),
+        typer.Option(help="digits, mnist, cifar10, cifar10-small or scenes; with -e2e, whole chains. Default: digits."),
     ] = "",
     objective: Annotated[str, typer.Option(help="denoising (single steps) or e2e (chains of 1 to 8 steps).")] = "",
     init: Annotated[str, typer.Option(help="With e2e: a bundled model or a model folder to start from.")] = "",
@@ -247,6 +245,7 @@ def convert(
     nfe: Annotated[int | None, typer.Option(help=f"Calls that the teacher makes per image; {_OWN} 10.")] = None,
     guidance: GuidanceOption = 1.0,
     n: Annotated[int, typer.Option("--n", help="Images of each kind that are measured.")] = 1000,
+    batch: Annotated[int, typer.Option(help="Images per training step; fewer need less memory.")] = 64,
     seed: Annotated[int, typer.Option(help="Of noise, order and critic.")] = 0,
     out: OutOption = Path("converted"),
 ) -> None:
@@ -255,7 +254,7 @@ def convert(
     from fewstep.cli.shell import numbers
     from fewstep.experiments.convert_plan import ConvertPlan
 
-    plan = ConvertPlan(model, numbers(steps, "--steps"), minutes, data, solver, nfe, guidance, seed=seed)
+    plan = ConvertPlan(model, numbers(steps, "--steps"), minutes, data, solver, nfe, guidance, batch, seed)
     run_convert(plan, out, n)
 
 

@@ -23,7 +23,7 @@ from fewstep.experiments.evaluation.processes import usable_device
 from fewstep.experiments.evaluation.quality import floor_note
 from fewstep.experiments.pictures import save_images, save_picture, tile
 from fewstep.experiments.runs import Drawn, SamplePlan, captions_of, check_guidance, conditions, draw, seeds_of
-from fewstep.experiments.ways import Way, way_of
+from fewstep.experiments.ways import Way, labelled, way_of
 from fewstep.models import Model, bundled, load_model
 from fewstep.noise import EDM, UniformLam
 from fewstep.solvers import IPNDM, SOLVERS, Solver
@@ -46,8 +46,8 @@ def run_sample(name: str, plan: SamplePlan, out: Path, device: str) -> None:
     seeds = seeds_of(plan.seed, plan.n)
     labels, captions = conditions(model, seeds, plan.classes), captions_of(model, seeds, plan.captions)
     cond = None if captions is None else model.cond_of_captions(captions)
-    way = way_of(model, plan.solver, plan.nfe, plan.steps, plan.grid)
     check_guidance(model, plan.guidance)
+    way = way_of(model, plan.solver, plan.nfe, plan.steps, plan.grid, plan.guidance)
     folder = output_dir(out)
 
     parts = _sampled(model, plan, way, labels, cond, folder)
@@ -170,7 +170,7 @@ def _show(comparison: Comparison) -> None:
     cells = [*comparison.cells, *([comparison.fine] if comparison.fine else [])]
     names = ["fine solution" if cell is comparison.fine else cell.solver for cell in cells]
     columns = ["solver", "NFE", "network evals", "RMSE", "contrast gain", "seconds"]
-    title = f"{comparison.model.config.name}, {comparison.plan.n} images a cell"
+    title = f"{labelled(comparison.model)}, {comparison.plan.n} images a cell"
     table(title, columns, [[name, *_costs(cell)] for name, cell in zip(names, cells, strict=True)])
     if judge is None or not cells:
         return

@@ -12,6 +12,7 @@ from rich.markup import escape
 from fewstep._files import write_json
 from fewstep.cli.shell import console, loud, progress, say, table
 from fewstep.cli.train import noted
+from fewstep.errors import ConfigError
 from fewstep.experiments.convert import Conversion
 from fewstep.experiments.convert_plan import ConvertPlan
 from fewstep.experiments.demo import machine
@@ -25,6 +26,8 @@ _SHOW = 10  # images of each kind in the picture
 
 def run_convert(plan: ConvertPlan, out: Path, n: int) -> None:
     """Convert a model into a folder, and measure what came out with n images."""
+    if n < 2:
+        raise ConfigError(f"{n} images to measure with", "2 or more", "Use --n 1000")
     with console.status("planning"), loud():
         work = Conversion(plan, out)
     size = work.size

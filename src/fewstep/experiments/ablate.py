@@ -197,7 +197,8 @@ class Ablation:
         return data
 
     def _refuse_another(self) -> None:
-        path, asked = self.folder / "plan.json", {**asdict(self.plan), "groups": None}
+        start = load_model(self.plan.model).fingerprint if self.plan.model else ""
+        path, asked = self.folder / "plan.json", {**asdict(self.plan), "groups": None, "start": start}
         held = read_json(path) if path.exists() else asked
         if held != asked:
             raise ConfigError(

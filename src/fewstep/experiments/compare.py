@@ -27,6 +27,7 @@ from fewstep.experiments.runs import (
     said_of,
     seeds_of,
 )
+from fewstep.experiments.ways import labelled
 from fewstep.metrics import Judge, contrast_gain, load_judge, rmse
 from fewstep.metrics.estimate import Estimate
 from fewstep.metrics.protocol import Making
@@ -157,7 +158,7 @@ class Comparison:
     def report(self) -> dict[str, Any]:
         """Everything that was measured, and how, JSON-able."""
         return {
-            "model": self.model.config.name,
+            "model": labelled(self.model),
             "model_fingerprint": self.model.fingerprint,
             "plan": asdict(self.plan),
             "measure": self.judge.describe(self.plan.n) if self.judge else None,
@@ -203,7 +204,7 @@ class Comparison:
     def _making(self, solver: str, steps: int, drawn: Drawn) -> Making:
         plan, model = self.plan, self.model
         return Making(
-            f"fewstep model {model.config.name}",
+            f"fewstep model {labelled(model)}",
             model.fingerprint,
             f"{self.seeds[0]}..{self.seeds[-1]}",
             solver,

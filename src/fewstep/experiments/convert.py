@@ -29,7 +29,7 @@ from fewstep.errors import CheckpointError, ConfigError
 from fewstep.experiments.compare import judge_of
 from fewstep.experiments.convert_plan import ConvertPlan, Sizes
 from fewstep.experiments.few_steps import Row, Yardstick, chain_of, sampled, told, yardstick_of
-from fewstep.experiments.runs import seeds_of
+from fewstep.experiments.runs import check_guidance, seeds_of
 from fewstep.models import Model, load_model
 from fewstep.networks import Vocabulary
 from fewstep.objectives.couplings import Pairs, join_pairs, make_pairs, read_pairs, write_pairs
@@ -89,6 +89,7 @@ class Conversion:
     def __init__(self, plan: ConvertPlan, folder: str | Path) -> None:
         self.plan, self.model, self.size = plan, load_model(plan.model, accelerator().device), Sizes(_LEAST, 1)
         _refuse_leaky(self.model)
+        check_guidance(self.model, plan.guidance)
         self._teacher = teacher_of(self.model, plan.solver, plan.nfe or 0, plan.guidance, data_free=True)
         self._data = load_data(plan.data, size=self._side or None) if plan.data else None
         if self._data is not None:

@@ -9,6 +9,7 @@ from typing import Any
 from fewstep.errors import ConfigError
 from fewstep.experiments.presets import CHAINS
 from fewstep.models import Part
+from fewstep.objectives.checks import check_steps
 from fewstep.training import E2EConfig, RunConfig
 
 __all__ = ["ConvertPlan", "Sizes"]
@@ -53,7 +54,7 @@ class ConvertPlan:
         seed: of noise, order and critic.
 
     Raises:
-        ConfigError: if there is no time.
+        ConfigError: if there is no time, or a number of steps, calls or images is outside its range.
     """
 
     model: str = "mnist"
@@ -71,8 +72,9 @@ class ConvertPlan:
             raise ConfigError(f"A conversion in {self.minutes:g} minutes", "Some minutes", "Use --minutes 5")
         if self.nfe is not None and self.nfe < 1:
             raise ConfigError(f"A teacher of {self.nfe} calls", "One or more", "Use --nfe 10")
-        if not self.steps:
-            raise ConfigError("A conversion to no number of steps", "One or more, each 1 to 8", "Use --steps 2")
+        check_steps(self.steps)
+        if self.batch < 1:
+            raise ConfigError(f"Batches of {self.batch} images", "One image or more", "Use --batch 64")
 
     def run(self, name: str, size: Sizes, captioned: bool, side: int = 0) -> RunConfig:
         """Write the training down.

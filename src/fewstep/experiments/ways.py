@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 
 from fewstep._chain import Chain
-from fewstep._part import Part
 from fewstep.errors import ConfigError, choose
 from fewstep.experiments.runs import GridChoice, make_grid
 from fewstep.models import Model
@@ -19,7 +18,9 @@ from fewstep.noise import Grid
 from fewstep.sampling import resolve
 from fewstep.solvers import DEFAULT_NFE, DEFAULT_SOLVER, SOLVERS, Solver
 
-__all__ = ["Way", "check_budget", "way_of"]
+__all__ = ["Way", "check_budget", "labelled", "way_of"]
+
+_LEAKY = "leaky start: reads data"
 
 
 class Way(NamedTuple):
@@ -48,12 +49,19 @@ def check_budget(nfe: int | None, steps: int | None) -> None:
         )
 
 
+def labelled(model: Model) -> str:
+    """Name a model in a report; one whose training started from data says so."""
+    chain = model.config.chain
+    return f"{model.config.name} ({_LEAKY})" if chain is not None and chain.leaky else model.config.name
+
+
 def way_of(
     model: Model,
     solver: str | None = None,
     nfe: int | None = None,
     steps: int | None = None,
     grid: GridChoice | None = None,
+    guidance: float = 1.0,
 ) -> Way:
     """Decide how a model is sampled; refuses what cannot be run before anything is sampled.
 
@@ -63,6 +71,7 @@ def way_of(
         nfe: calls that may be made per image; None for what the steps need, or 10.
         steps: steps of the grid; of a chain, one of the trained numbers. None for the chain's largest.
         grid: levels; None for those of the chain, or those of GridChoice().
+        guidance: scale; 1 is none, and all that a chain was trained with.
 
     Returns:
         Solver, grid, and what is said of them.
@@ -71,25 +80,40 @@ def way_of(
         UnknownName: if there is no such solver or grid.
         GridError: if the solver cannot run on the grid, or there are no steps.
         BudgetError: if the solver needs more calls.
-        ConfigError: if both budgets are given, or the chain was not trained for these steps.
+        ConfigError: if both budgets are given, the chain was not trained for these steps, or it would be guided.
     """
     check_budget(nfe, steps)
     if model.config.chain is not None and (solver, nfe, grid) == (None, None, None):
+        _refuse_guided(model, guidance)
         return _chained(model, model.config.chain, steps)
     name, choice = solver or DEFAULT_SOLVER, grid or GridChoice()
     rule = choose(name, SOLVERS, "solver")()
     if steps is None:
         levels = make_grid(model, rule, choice, nfe := DEFAULT_NFE if nfe is None else nfe)
-        return Way(rule, levels, name, choice.describe(levels.steps), nfe)
+        return Way(rule, levels, name, _ordinary(model, choice, levels.steps), nfe)
     schedule = model.denoiser.schedule
     levels = choice.rule(schedule)(schedule, steps)
-    return _checked(model, Way(rule, levels, name, choice.describe(steps), 0))
+    return _checked(model, Way(rule, levels, name, _ordinary(model, choice, steps), 0))
+
+
+def _ordinary(model: Model, choice: GridChoice, steps: int) -> str:
+    leaky = model.config.chain is not None and model.config.chain.leaky
+    return choice.describe(steps) + (f" ({_LEAKY})" if leaky else "")
+
+
+def _refuse_guided(model: Model, guidance: float) -> None:
+    if guidance != 1:
+        raise ConfigError(
+            f"Guidance {guidance:g} through the chain of {model.config.name!r}",
+            "A chain is trained as it is sampled, which is without guidance",
+            "Leave --guidance out; `fewstep convert --guidance 2` bakes it in",
+        )
 
 
 def _chained(model: Model, chain: Chain, steps: int | None) -> Way:
     rule, grid = resolve(chain, model.denoiser.schedule, steps)
-    kind = "chain; leaky start: reads data" if chain.leaky else "chain"
-    solver, levels = ("learned", "learned") if chain.learned else (_said(chain.solver), _said(chain.spacing))
+    kind = f"chain; {_LEAKY}" if chain.leaky else "chain"
+    solver, levels = ("learned", "learned") if chain.learned else (str(chain.solver), str(chain.spacing))
     return _checked(model, Way(rule, grid, solver, f"{levels}, {grid.steps} steps ({kind})", 0))
 
 
@@ -97,7 +121,3 @@ def _checked(model: Model, way: Way) -> Way:
     """Let the solver refuse the grid, and count what it needs."""
     way.rule.init(torch.zeros(1, *model.shape), way.grid)
     return way._replace(nfe=way.rule.nfe(way.grid))
-
-
-def _said(part: Part) -> str:
-    return " ".join([part.name, *(f"{name}={value}" for name, value in part.arguments.items())])

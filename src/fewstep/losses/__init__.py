@@ -11,8 +11,8 @@ Paired(Perceptual)     paired        Zhang et al. 2018, LPIPS without learned we
 Paired(LearnedLpips)   paired        Zhang et al. 2018, LPIPS                            perceptual.py
 MomentReconstruction   moment        —                                                   moment.py
 EnergyScore            distribution  Gneiting, Raftery 2007, Section 4.3                 energy.py
-MMD                    distribution  Gretton et al. 2012                                 distribution.py
-FrechetEma             distribution  Heusel et al. 2017, moments averaged over steps     distribution.py
+MMD                    marginal      Gretton et al. 2012                                 distribution.py
+FrechetEma             marginal      Heusel et al. 2017, moments averaged over steps     distribution.py
 Adversarial            distribution  Huang et al. 2024, R3GAN; Zhang et al. 2018, hinge  adversarial.py
 Reward                 reward        Clark et al. 2024, DRaFT                            reward.py
 Bounds                 reward        —                                                   bounds.py

@@ -9,7 +9,9 @@ role          with noise that is independent of the data
 ============  ==========================================================================================
 paired        draws every sample to its target: its minimum is the mean of the data, all samples alike
 moment        draws the mean of the samples to the targets: neither taxes diversity nor makes any
-distribution  has its minimum where samples and data are distributed alike
+distribution  has its minimum where samples and data are distributed alike given the condition
+marginal      the same without the condition: where conditions hardly repeat, as captions, one
+              sample for each, always the same, can be its minimum
 reward        knows no data: its minimum is whatever is rewarded most
 ============  ==========================================================================================
 """
@@ -37,7 +39,7 @@ __all__ = [
     "precise",
 ]
 
-Role: TypeAlias = Literal["paired", "moment", "distribution", "reward"]
+Role: TypeAlias = Literal["paired", "moment", "distribution", "marginal", "reward"]
 View: TypeAlias = Callable[[Tensor], Tensor]
 
 

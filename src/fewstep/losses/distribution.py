@@ -101,7 +101,7 @@ class MMD:
     kernel: Kernel = RBF()
     chunk: int | None = None
     draws: ClassVar[int] = 1
-    role: ClassVar[Role] = "distribution"
+    role: ClassVar[Role] = "marginal"
 
     def __call__(self, outcome: Outcome, generator: Generator) -> Tensor:
         r"""Squared discrepancy of all draws and the real images, a scalar, units of the kernel.
@@ -148,7 +148,7 @@ class FrechetEma(nn.Module):
     """
 
     draws: ClassVar[int] = 1
-    role: ClassVar[Role] = "distribution"
+    role: ClassVar[Role] = "marginal"
 
     def __init__(
         self,

@@ -70,7 +70,7 @@ def check_steps(steps: tuple[int, ...]) -> None:
         raise ConfigError(
             f"A chain of steps={steps!r}",
             f"Whole numbers from 1 to {MOST_STEPS}; one that is written twice is drawn twice as often",
-            "Write for instance steps=(1, 2, 2, 4)",
+            "Write for instance steps=(1, 2, 4)",
         )
 
 
@@ -130,9 +130,10 @@ def check_rule(chain: Chained, steps: int) -> None:
 def check_start(here: NoiseLevel, start: NoiseLevel) -> None:
     """Refuse a coupling that starts elsewhere than the chain."""
     if not all(torch.allclose(mine, other.to(mine)) for mine, other in zip(here, start, strict=True)):
+        lam = math.log(start.alpha.item() / start.sigma.item())
         raise ConfigError(
             f"A coupling that starts at alpha {start.alpha.item():.4g}, sigma {start.sigma.item():.4g}",
             f"The chain starts at alpha {here.alpha.item():.4g}, sigma {here.sigma.item():.4g}",
-            "Give both the same level: for e2e.coupling=leaky, whose lam is -2.7, "
-            "e2e.spacing=uniform_lam e2e.spacing.lam_min=-2.7 e2e.spacing.end=zero",
+            f"Give both the same level: for e2e.coupling=leaky with e2e.coupling.lam={lam:.4g}, "
+            f"e2e.spacing=uniform_lam e2e.spacing.lam_min={lam:.4g} e2e.spacing.end=zero",
         )

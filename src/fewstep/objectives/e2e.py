@@ -71,6 +71,7 @@ class E2E:
         microbatch: samples of which the graph is kept at a time, at the price of computing them twice; 0 keeps all.
         draws: samples per condition; 0 makes as many as the terms need.
         told: names of the conditions that the network is told; None tells it all.
+        many: whether conditions hardly repeat, as captions do; see `diagnose`.
         guard: measures the variety of the samples.
 
     Raises:
@@ -91,12 +92,13 @@ class E2E:
     chain: ChainSource
     terms: Mapping[str, Weighted]
     total_steps: int
-    steps: tuple[int, ...] = (1, 2, 2, 4)
+    steps: tuple[int, ...] = (1, 2, 4)
     coupling: Coupling = Independent()
     gradient: Gradient = Through()
     microbatch: int = 0
     draws: int = 0
     told: tuple[str, ...] | None = None
+    many: bool = False
     guard: Guard = Guard()
 
     def __post_init__(self) -> None:
@@ -112,7 +114,7 @@ class E2E:
             check_rule(chain, steps)
             if isinstance(self.coupling, Leaky):
                 check_start(chain.grid.at(0), self.coupling.level)
-        for finding in diagnose(self.terms, self.coupling):
+        for finding in diagnose(self.terms, self.coupling, self.many):
             warnings.warn(finding.text, CollapseWarning, stacklevel=3)
 
     @property

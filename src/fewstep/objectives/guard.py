@@ -32,11 +32,14 @@ from fewstep.objectives.coupled import Coupling, Independent
 __all__ = ["Finding", "Guard", "Pulls", "Weighted", "diagnose", "spread_of"]
 
 _FEW = 10  # real images of a condition below which their variance says little
-_TAXED = 0.05  # paired weight, as a share of the distribution weight, from which the tax shows
+_TAXED = 0.01  # paired weight, as a share of the rewarding weight, from which the tax shows; their units differ
 _LEAST = 1e-6  # standard deviation of data that do not vary, data units
 _CURES = (
-    "Add a term that rewards variety (energy, adversarial, mmd or frechet), or pair noise with data "
-    "(coupling teacher or inversion, in few dimensions ot) and reconstruct the pairs"
+    "Add a term that rewards variety (energy or adversarial; without captions also mmd or frechet), or pair noise with "
+    "data (coupling teacher or inversion, in few dimensions ot) and reconstruct the pairs"
+)
+_BLIND = (
+    " mmd and frechet see no conditions: where those hardly repeat, as captions, one picture for each satisfies them."
 )
 
 
@@ -65,25 +68,29 @@ class Finding(NamedTuple):
     text: str
 
 
-def diagnose(terms: Mapping[str, Weighted], coupling: Coupling) -> list[Finding]:
+def diagnose(terms: Mapping[str, Weighted], coupling: Coupling, many: bool = False) -> list[Finding]:
     """Say what the terms do to variety, by the weights that they end with.
 
     Args:
         terms: name -> term and weight.
         coupling: how noise and data are paired.
+        many: whether conditions hardly repeat, as captions do, so that marginal terms hold no variety within them.
 
     Returns:
         At most one finding; none for a configuration that is safe.
     """
-    weights, paired, others = _weights_of_roles(terms), _names(terms, "paired"), _names(terms, "moment", "reward")
-    varied = weights["distribution"]
+    rewarding: tuple[Role, ...] = ("distribution",) if many else ("distribution", "marginal")
+    unseeing: tuple[Role, ...] = ("moment", "marginal", "reward") if many else ("moment", "reward")
+    paired, others = _names(terms, "paired"), _names(terms, *unseeing)
+    taxing, varied = _weight(terms, "paired"), _weight(terms, *rewarding)
     if coupling.pairing != "none" and (paired or varied > 0):
         return [Finding("tax", _dealt(paired))] if coupling.pairing == "part" and varied == 0 else []
     noise = _noise_of(coupling) if coupling.pairing == "none" else "pairs that no term compares"
     if varied == 0:
-        return [Finding("collapse", _collapse(paired, others or "Weights that all end at 0", noise))]
-    if paired and weights["paired"] >= _TAXED * varied:
-        return [Finding("tax", _tax(paired, noise, weights))]
+        blind = _BLIND if many and _names(terms, "marginal") else ""
+        return [Finding("collapse", _collapse(paired, others or "Weights that all end at 0", noise) + blind)]
+    if paired and taxing >= _TAXED * varied:
+        return [Finding("tax", _tax(paired, noise, taxing, varied))]
     return []
 
 
@@ -102,9 +109,9 @@ def _collapse(paired: str, others: str, noise: str) -> str:
     return f"{others} with {noise}. No term rewards variety, so nothing holds it where it is. {_CURES}."
 
 
-def _tax(paired: str, noise: str, weights: Mapping[Role, float]) -> str:
+def _tax(paired: str, noise: str, taxing: float, varied: float) -> str:
     return (
-        f"{paired} with {noise}, at a weight of {weights['paired']:g} against {weights['distribution']:g} of the terms "
+        f"{paired} with {noise}, at a weight of {taxing:g} against {varied:g} of the terms "
         "that reward variety. Samples vary less than the data: on a ring of 8 Gaussians, L2 beside a critic leaves "
         "0.85 of the spread at a tenth of its weight, and 0.42 and 0 of 8 modes at the same weight. Let the weight end "
         "at 0, or pair noise with data (coupling teacher)."
@@ -116,16 +123,14 @@ def _dealt(paired: str) -> str:
         f"{paired} with noise that is dealt out within the batch, and no term that rewards variety. The images of a "
         "batch explain a part of each other's noise: nearly all in the plane, about 30 % of CIFAR-10's variance, none "
         "where every image has a caption of its own. The rest comes out as a blurred mean. Add a term that rewards "
-        "variety (energy, adversarial, mmd or frechet), or pair noise with data one by one (coupling teacher or "
-        "inversion)."
+        "variety (energy or adversarial; without captions also mmd or frechet), or pair noise with data one by one "
+        "(coupling teacher or inversion)."
     )
 
 
-def _weights_of_roles(terms: Mapping[str, Weighted]) -> dict[Role, float]:
-    weights: dict[Role, float] = {"paired": 0.0, "moment": 0.0, "distribution": 0.0, "reward": 0.0}
-    for weighted in terms.values():
-        weights[weighted.term.role] += weighted.weight.last
-    return weights
+def _weight(terms: Mapping[str, Weighted], *roles: Role) -> float:
+    """Add up the weights that the terms of some roles end with."""
+    return sum(own.weight.last for own in terms.values() if own.term.role in roles)
 
 
 def _names(terms: Mapping[str, Weighted], *roles: Role) -> str:

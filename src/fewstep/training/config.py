@@ -65,7 +65,7 @@ class DiffusionConfig:
 
     def __post_init__(self) -> None:
         choose(self.label, LABELS, "noise label")
-        refuse_unless(0 <= self.class_dropout <= 1, self, "class_dropout", "between 0 and 1")
+        refuse_unless(0 <= self.class_dropout <= 1, self, "class_dropout", "between 0 and 1", "diffusion")
         for name in ("prediction", "schedule", "draw", "weight"):
             getattr(self, name).build(_TABLES[name], name)
 
@@ -114,16 +114,20 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "lr", "checkpoint_every", "keep"):
-            refuse_unless(0 < getattr(self, name) < math.inf, self, name, "above 0 and finite")
+            refuse_unless(0 < getattr(self, name) < math.inf, self, name, "above 0 and finite", "train")
         for name in ("warmup", "weight_decay", "clip"):
-            refuse_unless(0 <= getattr(self, name) < math.inf, self, name, "at least 0 and finite")
-        refuse_unless(0 <= self.seed < 2**63, self, "seed", "at least 0 and below 2^63")
-        refuse_unless(0 <= self.decay <= 1, self, "decay", "between 0 and 1")
-        refuse_unless(0 <= self.ema < 1, self, "ema", "at least 0 and below 1")
+            refuse_unless(0 <= getattr(self, name) < math.inf, self, name, "at least 0 and finite", "train")
+        refuse_unless(0 <= self.seed < 2**63, self, "seed", "at least 0 and below 2^63", "train")
+        refuse_unless(0 <= self.decay <= 1, self, "decay", "between 0 and 1", "train")
+        refuse_unless(0 <= self.ema < 1, self, "ema", "at least 0 and below 1", "train")
         refuse_unless(
-            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), self, "betas", "two numbers in [0, 1)"
+            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
+            self,
+            "betas",
+            "two numbers in [0, 1)",
+            "train",
         )
-        refuse_unless(self.precision in ("no", "bf16"), self, "precision", "'no' or 'bf16'")
+        refuse_unless(self.precision in ("no", "bf16"), self, "precision", "'no' or 'bf16'", "train")
         object.__setattr__(self, "players", {name: self._own(name, own) for name, own in self.players.items()})
         for name in self.players:
             self.of_player(name)

@@ -50,7 +50,7 @@ class E2EConfig:
     """
 
     init: str = ""
-    steps: tuple[int, ...] = (1, 2, 2, 4)
+    steps: tuple[int, ...] = (1, 2, 4)
     solver: Part = Part("ddim")
     spacing: Part = Part("uniform_flow")
     coupling: Part = Part("independent")
@@ -64,9 +64,9 @@ class E2EConfig:
 
     def __post_init__(self) -> None:
         steps = self.steps and all(type(count) is int and 1 <= count <= 8 for count in self.steps)
-        refuse_unless(bool(steps), self, "steps", "a list of whole numbers from 1 to 8, such as [1, 2, 2, 4]")
+        refuse_unless(bool(steps), self, "steps", "a list of whole numbers from 1 to 8, such as [1, 2, 4]", "e2e")
         for name in ("microbatch", "draws"):
-            refuse_unless(getattr(self, name) >= 0, self, name, "a whole number, at least 0")
+            refuse_unless(getattr(self, name) >= 0, self, name, "a whole number, at least 0", "e2e")
         choose(self.view, VIEWS, "view")
         self.coupling.build(COUPLINGS, "coupling")
         self.gradient.build(GRADIENTS, "gradient")

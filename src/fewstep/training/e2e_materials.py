@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fewstep._files import output_dir, write_folder_atomic
 from fewstep.data import Batch, ImageData, Images, indices_of_step
 from fewstep.denoisers import Cond
-from fewstep.errors import ConfigError, choose
+from fewstep.errors import ConfigError, UnknownName, choose
 from fewstep.features import (
     ClassifierFeatures,
     ClassifierMaps,
@@ -77,9 +77,9 @@ class Materials:
         """The model that the run starts from, as it was; ConfigError from scratch."""
         if not self.init:
             raise ConfigError(
-                "The model that a run starts from, in a run from scratch",
-                "The maps 'self' and couplings without e2e.teacher are made of it",
-                "Add e2e.init=FOLDER, or choose other features and couplings",
+                "The maps 'self', which self_perceptual sees too, in a run from scratch",
+                "They are the hidden layers of the model that a run starts from",
+                "Add e2e.init=MODEL, or choose other features, such as random",
             )
         return load_model(self.init, self.device)
 
@@ -91,6 +91,12 @@ class Materials:
     @cached_property
     def teacher(self) -> Model:
         """The model that couplings learn from; ConfigError if there is none."""
+        if not self.has_teacher:
+            raise ConfigError(
+                "A coupling without its teacher, in a run from scratch",
+                "teacher and inversion sample a model: e2e.teacher, or else the one that the run starts from",
+                "Add e2e.teacher=MODEL or e2e.init=MODEL, or choose e2e.coupling=independent",
+            )
         return load_model(self.teacher_name, self.device) if self.teacher_name else self.start
 
     @cached_property
@@ -164,9 +170,19 @@ class Materials:
         """
         if word == "classifier":
             return self.classifier
-        own = word == "random"
-        features = RandomConv(self.data.shape[0], seed=_FILTERS) if own else load_features(word, self.described.shape)
+        features = self._random if word == "random" else self._loaded(word)
         return features.to(self.device) if isinstance(features, nn.Module) else features
+
+    @property
+    def _random(self) -> Features:
+        return RandomConv(self.data.shape[0], seed=_FILTERS)
+
+    def _loaded(self, word: str) -> Features:
+        try:
+            return load_features(word, self.described.shape)
+        except UnknownName as error:
+            own = "One of random and classifier, which the run makes, and what fewstep knows; not several"
+            raise UnknownName(error.given, f"{own}. {error.allowed}", error.todo) from error
 
     def _named(self, name: str, place: str = "") -> Iterable[Maps]:
         if place and name not in _PLACED:

@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 from fewstep.data import Images
-from fewstep.errors import ConfigError
+from fewstep.errors import ConfigError, GridError
 from fewstep.losses import VIEWS, Ramp
 from fewstep.models import Chain, ModelConfig
 from fewstep.noise import Schedule
 from fewstep.objectives import E2E, GENERATOR, ChainSource, Guard, Objective, spread_of
 from fewstep.sampling import Chained, LearnedChain, resolve
 from fewstep.training.config import RunConfig
+from fewstep.training.e2e_config import E2EConfig
 from fewstep.training.e2e_couplings import COUPLINGS, GRADIENTS
 from fewstep.training.e2e_materials import Materials, Tell, quiet
 from fewstep.training.e2e_terms import known_arguments, make_terms
@@ -28,6 +29,7 @@ from fewstep.training.processes import accelerator
 __all__ = ["Parts", "end_to_end", "finished"]
 
 _SOLVER = "solver"  # in e2e.trainable: the chain's own numbers
+_TAUGHT = ("teacher", "pairs", "inversion")  # couplings that learn from a model
 _LOOK = 10_000  # images on which the spread of the data within conditions is measured
 
 
@@ -88,6 +90,7 @@ def end_to_end(
     e2e = config.e2e
     if "energy" in e2e.terms:
         _refuse_lone_draws({**known_arguments("energy"), **e2e.terms["energy"]}, config, described)
+    _refuse_idle_teacher(e2e)
     given = Materials(described, data, Path(folder), accelerator().device, e2e.init, e2e.teacher, tell)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
@@ -96,7 +99,9 @@ def end_to_end(
     if e2e.init and isinstance(old := given.start.denoiser.network, nn.Module):
         network.load_state_dict(old.state_dict())
     denoiser = described.denoiser(network)
-    player, chain = _player(network, e2e.trainable, described.chain or Chain(), denoiser.schedule)
+    wanted = described.chain or Chain()
+    _refuse_spacing(wanted, denoiser.schedule)
+    player, chain = _player(network, e2e.trainable, wanted, denoiser.schedule)
     objective = E2E(
         denoiser=denoiser,
         chain=chain,
@@ -108,6 +113,7 @@ def end_to_end(
         microbatch=e2e.microbatch,
         draws=e2e.draws,
         told=tuple(described.null),
+        many=described.captions is not None,
         guard=Guard(_spread(given), VIEWS[e2e.view]),
     )
     return Parts(objective, {GENERATOR: player, **objective.others()})
@@ -127,6 +133,29 @@ def _refuse_lone_draws(energy: Mapping[str, Any], config: RunConfig, described: 
     )
 
 
+def _refuse_idle_teacher(e2e: E2EConfig) -> None:
+    """A teacher that nothing asks would be a distillation that does not happen."""
+    if e2e.teacher and e2e.coupling.name not in _TAUGHT:
+        raise ConfigError(
+            f"e2e.teacher={e2e.teacher} with e2e.coupling={e2e.coupling.name}",
+            f"Only the couplings {', '.join(_TAUGHT)} learn from a teacher",
+            "Add e2e.coupling=teacher, or leave e2e.teacher out",
+        )
+
+
+def _refuse_spacing(chain: Chain, schedule: Schedule) -> None:
+    """Refuse levels that no grid can have, and say how a run writes others."""
+    try:
+        for steps in chain.steps:
+            resolve(chain, schedule, steps)
+    except GridError as error:
+        raise ConfigError(
+            f"e2e.spacing={chain.spacing}: {error.given}",
+            error.allowed,
+            "Use e2e.spacing=uniform_flow; karras needs e2e.spacing.kappa_max=80 e2e.spacing.end=zero",
+        ) from error
+
+
 def _player(network: nn.Module, trainable: str, chain: Chain, schedule: Schedule) -> tuple[nn.Module, ChainSource]:
     """Choose what is trained: parameters of the network, numbers of the chain, or both."""
     words = [word.strip() for word in trainable.split(",")]
@@ -135,7 +164,7 @@ def _player(network: nn.Module, trainable: str, chain: Chain, schedule: Schedule
         return network, partial(resolve, chain, schedule)
     if chain.solver != Chain().solver:
         raise ConfigError(
-            f"e2e.solver={chain.solver} with e2e.trainable={trainable}",
+            f"e2e.solver={chain.solver.name} with e2e.trainable={trainable}",
             "A chain whose own numbers are trained begins as ddim, and has no other solver's rule",
             "Leave e2e.solver out, or take 'solver' out of e2e.trainable",
         )

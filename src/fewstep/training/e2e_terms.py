@@ -10,8 +10,8 @@ moment           moment        the mean of a condition's samples with their targ
 bounds           reward        samples with the interval from black to white, whatever the view
 energy           distribution  samples with data and with each other, in pixels and maps
 adversarial      distribution  samples with data, by a critic that learns beside
-mmd              distribution  the feature vectors of all samples with those of the data
-frechet          distribution  mean and covariance of feature vectors, averaged over training
+mmd              marginal      the feature vectors of all samples with those of the data
+frechet          marginal      mean and covariance of feature vectors, averaged over training
 ===============  ============  ===========================================================================
 
 A recipe is called with the arguments of the configuration and returns what makes the term out of the run's materials.
@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from fewstep.errors import ConfigError, choose
+from fewstep.errors import ConfigError, FewstepError, choose
 from fewstep.features import VectorMaps
 from fewstep.losses import (
     L1,
@@ -81,9 +81,12 @@ def make_terms(terms: Mapping[str, Mapping[str, Any]], view: str, given: Materia
     made = {}
     for name, arguments in terms.items():
         own = {**known_arguments(name), **arguments}
-        ramp = Ramp(*(own.pop(key) for key in _SHARED))
-        if not ramp.is_off:
-            made[name] = Weighted(TERMS[name](**own)(given, VIEWS[view]), ramp)
+        try:
+            ramp = Ramp(*(own.pop(key) for key in _SHARED))
+            if not ramp.is_off:
+                made[name] = Weighted(TERMS[name](**own)(given, VIEWS[view]), ramp)
+        except FewstepError as error:
+            raise type(error)(f"e2e.terms.{name}: {error.given}", error.allowed, error.todo) from error
     return made
 
 

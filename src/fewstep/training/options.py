@@ -29,10 +29,12 @@ _KINDS: dict[type, str] = {
 }
 
 
-def refuse_unless(holds: bool, config: Any, name: str, allowed: str) -> None:
-    """Refuse the value of one option; raises ConfigError unless it holds what is allowed."""
+def refuse_unless(holds: bool, config: Any, name: str, allowed: str, group: str = "") -> None:
+    """Refuse the value of one option, said as one writes it; raises ConfigError unless it holds what is allowed."""
     if not holds:
-        raise ConfigError(f"{name}={getattr(config, name)!r}", f"{name} is {allowed}", f"Change {name}")
+        value, key = getattr(config, name), f"{group}.{name}" if group else name
+        said = list(value) if isinstance(value, tuple) else value
+        raise ConfigError(f"{key}={said!r}", f"{key} is {allowed}", f"Change {key}")
 
 
 def typed(value: Any, like: Any, key: str) -> Any:

@@ -87,7 +87,7 @@ class ModelGenerator:
         check_batch(batch_size)
         check_guidance(model, guidance)
         self.model, self.guidance, self.batch_size = model, guidance, batch_size
-        self.way = way_of(model, solver, nfe, steps, grid)
+        self.way = way_of(model, solver, nfe, steps, grid, guidance)
 
     def __call__(self, seeds: Sequence[int], asked: Asked = None) -> Drawn:
         """Make one image per seed.
