@@ -116,7 +116,7 @@ def draw_captions(said: list[str], options: argparse.Namespace) -> None:
             model = load_model(source)
             images = to_unit(images_of(model, way_of(model, **way), asked)[0])
             pictures[SHOWN[name]] = list(images.split(10))
-    contact_sheet(output_dir(options.work) / "captions.png", pictures, chosen, wide=5)
+    contact_sheet(output_dir(options.work) / "captions.png", pictures, chosen, wide=5, scale=2)
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ from fewstep.experiments.compare import judge_of
 from fewstep.experiments.convert_plan import ConvertPlan, Sizes
 from fewstep.experiments.few_steps import Row, Yardstick, chain_of, sampled, told, yardstick_of
 from fewstep.experiments.runs import check_guidance, seeds_of
+from fewstep.experiments.ways import reads_data
 from fewstep.models import Model, load_model
 from fewstep.networks import Vocabulary
 from fewstep.objectives.couplings import Pairs, join_pairs, make_pairs, read_pairs, write_pairs
@@ -245,7 +246,7 @@ class Conversion:
 
 
 def _refuse_leaky(model: Model) -> None:
-    if model.config.chain is not None and model.config.chain.leaky:
+    if reads_data(model):
         raise ConfigError(
             f"{model.config.name!r}, whose chain starts at data with noise on them",
             "A few-step model starts from pure noise, and so does everything that it is compared with",

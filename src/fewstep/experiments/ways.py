@@ -18,7 +18,7 @@ from fewstep.noise import Grid
 from fewstep.sampling import resolve
 from fewstep.solvers import DEFAULT_NFE, DEFAULT_SOLVER, SOLVERS, Solver
 
-__all__ = ["Way", "check_budget", "labelled", "way_of"]
+__all__ = ["Way", "check_budget", "labelled", "reads_data", "way_of"]
 
 _LEAKY = "leaky start: reads data"
 
@@ -51,8 +51,12 @@ def check_budget(nfe: int | None, steps: int | None) -> None:
 
 def labelled(model: Model) -> str:
     """Name a model in a report; one whose training started from data says so."""
-    chain = model.config.chain
-    return f"{model.config.name} ({_LEAKY})" if chain is not None and chain.leaky else model.config.name
+    return f"{model.config.name} ({_LEAKY})" if reads_data(model) else model.config.name
+
+
+def reads_data(model: Model) -> bool:
+    """Whether the training of a model's chain started from data, so that it is no sampler."""
+    return model.config.chain is not None and model.config.chain.leaky
 
 
 def way_of(
@@ -97,8 +101,7 @@ def way_of(
 
 
 def _ordinary(model: Model, choice: GridChoice, steps: int) -> str:
-    leaky = model.config.chain is not None and model.config.chain.leaky
-    return choice.describe(steps) + (f" ({_LEAKY})" if leaky else "")
+    return choice.describe(steps) + (f" ({_LEAKY})" if reads_data(model) else "")
 
 
 def _refuse_guided(model: Model, guidance: float) -> None:
