@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fewstep.data import Images
-from fewstep.errors import ConfigError, GridError
+from fewstep.errors import ConfigError, GridError, LevelError
 from fewstep.losses import VIEWS, Ramp
 from fewstep.models import Chain, ModelConfig
 from fewstep.noise import Schedule
@@ -148,7 +148,7 @@ def _refuse_spacing(chain: Chain, schedule: Schedule) -> None:
     try:
         for steps in chain.steps:
             resolve(chain, schedule, steps)
-    except GridError as error:
+    except (GridError, LevelError) as error:
         raise ConfigError(
             f"e2e.spacing={chain.spacing}: {error.given}",
             error.allowed,
