@@ -137,8 +137,8 @@ PRESETS: dict[str, RunConfig] = {
     # After 2,400 of its steps (42 minutes of one thread), Fréchet distance of 5,000 images in a CIFAR-10 ResNet-44 that
     # training never saw, at 10 / 20 calls: DDIM 13.1 / 10.4, EVODiff 9.7 / 9.2. One seed, 2026-11-21.
     "cifar10-small": _CIFAR10_SMALL,
-    # After 4,500 of its steps (25 minutes of one thread), 20 calls of EVODiff: 0.52 of the images show everything that their
-    # captions say; places 0.95, colours 0.68, shapes 0.60. One seed, 2026-11-22.
+    # After 4,500 of its steps (25 minutes of one thread), 20 calls of EVODiff: 0.52 of the images show everything that
+    # their captions say; places 0.95, colours 0.68, shapes 0.60. One seed, 2026-11-22.
     "scenes": _SCENES,
     # Whole chains; `fewstep train --objective e2e --init FOLDER` starts from a trained model of the same data.
     # From the model of "digits", the same distance at 1 / 2 / 4 steps: 0.29 / 0.23 / 0.24, variety within classes
@@ -154,7 +154,7 @@ PRESETS: dict[str, RunConfig] = {
     "cifar10-e2e": _end_to_end(_CIFAR10, replace(CHAINS, steps=3500, batch=256, ema=0.998, flip=True), _OF_CLASSES),
     # After 1,200 steps of "cifar10-small" and 320 of this, in the same time: 15.3 / 9.5 / 8.0 at 1 / 2 / 4 steps.
     "cifar10-small-e2e": _end_to_end(_CIFAR10_SMALL, replace(CHAINS, batch=128, flip=True), _OF_CLASSES),
-    # From these 4,500 steps, 400 of it: 0.43 at 2 and 4 steps, with all of the variety within captions (rho 1.01 and 0.95).
+    # From these 4,500 steps, 400 of it: 0.43 at 2 and 4 steps, with the variety within captions, rho 1.01 and 0.95.
     "scenes-e2e": _end_to_end(_SCENES, CHAINS, _OF_CAPTIONS),
 }
 
