@@ -127,7 +127,7 @@ def test_a_few_step_model_teaches_through_its_own_chain(converted: Path, tmp_pat
 def test_what_cannot_work_is_refused_before_any_work(
     cli: Cli, model: Path, tmp_path: Path, option: tuple[object, ...], given: str, hint: str
 ) -> None:
-    ran = cli("convert", "--model", model, "--minutes", 60, *option, "--out", tmp_path / "out")
+    ran = cli("convert", "--model", model, "--minutes", 0.001, *option, "--out", tmp_path / "out")
     refuses(ran, "ConfigError", given, hint)
     assert not (tmp_path / "out" / "plan.json").exists()
 

@@ -189,7 +189,7 @@ def test_pure_noise_of_any_size_is_the_same_start() -> None:
 @pytest.mark.parametrize("solver", ["ddim", "evodiff", "unipc"])
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_gradient_equals_finite_differences(steps: int, solver: str) -> None:
-    terms = {**ENERGY, "l2": Weighted(Paired(L2()), Ramp(0.04))}
+    terms = {**ENERGY, "l2": Weighted(Paired(L2()), Ramp(0.04, 0.0))}
     objective, batch = linear(steps=(steps,), chain=chain(solver), terms=terms), vectors()
     _, gradient = loss_and_gradient(objective, batch)
     for parameter, exact in zip(parameters(objective), gradient, strict=True):
@@ -529,7 +529,7 @@ def test_the_guard_reports_in_every_step() -> None:
         fake = objective.outcome(vectors(), 0, seeded(0)).fake.detach()
         groups = [fake[:, torch.arange(6) % 4 == c].flatten(0, 1) for c in range(4)]
         variety = sum(len(rows) * rows.var(0).sum() for rows in groups) / 12
-        assert float(parts[name]) == pytest.approx(float(variety / (guard.spread or 1)), rel=1e-6)
+        assert float(parts[name]) == pytest.approx(float(variety / (guard.spread or 1)), rel=1e-5)  # in float32
         assert "contrast" in parts
 
 
@@ -541,7 +541,7 @@ def test_the_guard_reports_in_every_step() -> None:
     [
         ({"terms": {}}, r"without a term of positive weight.*At least one term.*Add one: energy"),
         ({"terms": {"energy": Weighted(EnergyScore(), Ramp(0.0))}}, "without a term of positive weight"),
-        ({"steps": ()}, r"steps=\(\).*from 1 to 8.*\(1, 2, 2, 4\)"),
+        ({"steps": ()}, r"steps=\(\).*from 1 to 8.*\(1, 2, 4\)"),
         ({"steps": (0, 1)}, r"steps=\(0, 1\)"),
         ({"steps": (9,)}, r"steps=\(9,\)"),
         ({"draws": 1}, r"draws=1 for the term 'energy'.*compares 2 samples.*draws=2, or 0"),

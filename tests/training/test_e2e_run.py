@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from fewstep._files import read_tensors
-from fewstep.data import ImageData, digits
+from fewstep.data import ImageData, Scenes, digits
 from fewstep.errors import CheckpointError, CollapseWarning, ConfigError, NonFiniteError, UnknownName
 from fewstep.experiments.few_steps import _UNSEEN
-from fewstep.experiments.presets import configured
+from fewstep.experiments.presets import PRESETS, configured
 from fewstep.features import RandomConv, load_features
 from fewstep.losses import EnergyScore, Viewed
 from fewstep.models import Chain, Part, load_model
@@ -332,6 +332,13 @@ def test_a_collapsing_run_warns(tmp_path: Path, data: ImageData) -> None:
     config = scratch("e2e.terms.energy.weight=0", "e2e.terms.adversarial.weight=0", "e2e.terms.l2.weight=1")
     with pytest.warns(CollapseWarning, match="l2 with noise that is independent"):
         build(config, data, tmp_path)
+
+
+def test_a_captioned_run_knows_which_terms_see_no_captions(tmp_path: Path) -> None:
+    scenes, off = Scenes(), ("e2e.terms.energy.weight=0", "e2e.terms.adversarial.weight=0")
+    config = override(PRESETS["scenes-e2e"], [*off, "e2e.terms.mmd.weight=1", "train.steps=1", "train.batch=2"])
+    with pytest.warns(CollapseWarning, match="mmd with noise that is independent.*mmd and frechet see no conditions"):
+        build(config, scenes, tmp_path)
 
 
 @pytest.mark.parametrize("gradient", ["full", "last_k", "random_k", "exit"])
