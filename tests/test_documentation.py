@@ -53,6 +53,15 @@ def test_the_page_of_whole_chains_names_every_part_of_them():
     assert not any(missing.values()), missing
 
 
+def test_the_faithful_mode_of_the_page_is_what_the_abstract_names():
+    from fewstep.experiments.presets import configured
+
+    text = (ROOT / "docs" / "end-to-end.md").read_text(encoding="utf-8")
+    command = re.search(r"fewstep train --preset mnist-e2e [^`]*--out faithful([^`]*)```", text)[1]
+    terms = configured("mnist-e2e", overrides=re.findall(r"e2e\.\S+", command)).e2e.terms
+    assert {name for name, own in terms.items() if own["weight"] > 0} == {"l2", "perceptual", "adversarial"}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     targets = LINK.findall(page.read_text(encoding="utf-8"))
