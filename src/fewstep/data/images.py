@@ -51,7 +51,13 @@ class Batch:
         return Batch(self.x0.to(device, non_blocking=True), cond)
 
     def told(self, names: Collection[str]) -> Batch:
-        """Return the batch with the conditions of these names and no others.
+        """Keep some conditions and no others.
+
+        Args:
+            names: of the conditions.
+
+        Returns:
+            The batch with them.
 
         Raises:
             UnknownName: if the batch has no such condition.
