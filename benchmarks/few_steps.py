@@ -37,6 +37,7 @@ from fewstep.experiments.evaluation.evaluate import Plan
 from fewstep.experiments.evaluation.outcome import finish
 from fewstep.experiments.evaluation.prepare import prepare
 from fewstep.experiments.evaluation.request import Request
+from fewstep.experiments.pictures import curves
 from fewstep.experiments.presets import PRESETS, configured
 from fewstep.experiments.runs import conditions, draw
 from fewstep.experiments.ways import way_of
@@ -191,6 +192,22 @@ def _over_seeds(found: list[Mapping[str, Any]], name: str, unit: float = 1.0) ->
     return mean if len(values) == 1 else f"{mean} ({min(values):.3g} to {max(values):.3g})"
 
 
+def draw_curves(content: Mapping[str, Any], path: Path) -> None:
+    """Draw FDr of 2,000 images in the first judge over the minutes of training chains, a panel for each length."""
+    unit = next(iter(content["floors"].values()))
+
+    def of_seed(curve: list[dict[str, Any]], steps: int) -> tuple[list[float], list[float]]:
+        return [at["seconds"] / 60 for at in curve], [at["fd"][str(steps)] / unit for at in curve]
+
+    panels = {
+        f"FDr, {steps} step{'s' * (steps > 1)}": {
+            f"seed {seed}": of_seed(curve, steps) for seed, curve in content["curves"].items()
+        }
+        for steps in STEPS
+    }
+    curves(path, panels, x_label="minutes of training whole chains", lines={})
+
+
 def judges_of(options: argparse.Namespace, train: ImageData) -> dict[str, str]:
     """What judges, by name: as `load_features` reads it."""
     if options.judges:
@@ -264,6 +281,7 @@ def main() -> None:
                 write_json(path, together(said, asked, options.work))
                 fds = {name: value["value"] for name, value in row["numbers"].items() if name.startswith("fd")}
                 print(f"{seed}: {arm.name}, {cell}", {name: round(value, 3) for name, value in fds.items()}, flush=True)
+    draw_curves(read_json(path), options.work / "curves.png")
     print(table(read_json(path)))
 
 
