@@ -11,6 +11,8 @@ and a few-step model, which carries its chain:
     fewstep train --preset mnist-e2e --data parquet:train.parquet --out runs/fewstep
     python -m fewstep.experiments.bundle --run runs/fewstep --name mnist-fewstep --out src/fewstep/weights/mnist-fewstep
     python -m benchmarks.model_card --model mnist-fewstep --solvers chain --nfe 1,2,4 --out benchmarks/results
+    python -m fewstep.experiments.bundle --card benchmarks/results/model_card_mnist-fewstep.json \
+        --c2st benchmarks/results/c2st_controls.json --out src/fewstep/weights/mnist-fewstep
 
 The numbers are measured on the half-precision weights, since those are what people load; so bundling writes a card
 without numbers, and ``--card`` writes it again with them.
