@@ -1,6 +1,7 @@
 """Captioned scenes: does a few-step model show what its caption says, and does it vary as the true distribution does?
 
-    fewstep train --preset scenes --out runs/scenes
+    fewstep train --preset scenes --out runs/scenes train.steps=4500
+
     python -m benchmarks.scenes_few_steps --init runs/scenes --out benchmarks/results
 
 Every variant goes on from the same denoiser for the same number of steps, and differs in its terms alone. Measured on

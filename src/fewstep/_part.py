@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
-from fewstep.errors import ConfigError, FewstepError, choose
+from fewstep.errors import ConfigError, FewstepError, about, choose
 
 __all__ = ["Part"]
 
@@ -70,9 +70,10 @@ class Part:
         for argument in self.arguments:
             choose(argument, known, f"argument of {kind} {self.name!r}")
         try:
-            return made(**self.arguments)
-        except FewstepError as error:
-            raise type(error)(f"{kind} {self}: {error.given}", error.allowed, error.todo) from error
+            with about(f"{kind} {self}"):
+                return made(**self.arguments)
+        except FewstepError:
+            raise
         except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
             raise ConfigError(
                 f"The {kind} {self.name!r} cannot be built with {dict(self.arguments)} ({error})",

@@ -7,7 +7,8 @@ All of them derive from :class:`FewstepError` and from the built-in exception a 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "ProtocolError",
     "ShapeError",
     "UnknownName",
+    "about",
     "choose",
 ]
 
@@ -109,6 +111,15 @@ class MissingExtra(FewstepError, ImportError):
 
 class CollapseWarning(UserWarning):
     """A training objective whose minimum is known to lose the variety of the data; it may be what is wanted."""
+
+
+@contextmanager
+def about(what: str) -> Iterator[None]:
+    """Say in front of every error raised inside what it is about, such as the key of an option."""
+    try:
+        yield
+    except FewstepError as error:
+        raise type(error)(f"{what}: {error.given}", error.allowed, error.todo) from error
 
 
 def choose(name: str, table: Mapping[str, T], kind: str) -> T:

@@ -132,6 +132,14 @@ def test_what_cannot_work_is_refused_before_any_work(
     assert not (tmp_path / "out" / "plan.json").exists()
 
 
+def test_a_few_step_teacher_is_not_guided_through_its_chain(converted: Path, tmp_path: Path) -> None:
+    plan = ConvertPlan(str(converted), minutes=0.001, guidance=2.0)
+    with pytest.raises(
+        ConfigError, match=r"Guidance 2 of the teacher .* its own chain.*denoiser that it was made from"
+    ):
+        Conversion(plan, tmp_path / "out")
+
+
 def test_a_leaky_model_is_not_converted(converted: Path, tmp_path: Path) -> None:
     leaky = shutil.copytree(converted, tmp_path / "leaky")
     config = json.loads((leaky / "config.json").read_text())

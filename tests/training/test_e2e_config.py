@@ -91,6 +91,7 @@ def test_every_argument_of_a_term_can_be_written(name: str) -> None:
         ("e2e.steps=[1, 9]", ConfigError, r"e2e\.steps=\[1, 9\]. e2e\.steps is a list of whole numbers from 1 to 8"),
         ("e2e.gradient.every=-1", ConfigError, r"gradient full every=-1: "),
         ("e2e.steps=[1.5]", ConfigError, "steps is a list of whole numbers from 1 to 8"),
+        ("train.players.critic.lr=-1", ConfigError, r"train\.players\.critic: train\.lr=-1"),
         ("e2e.microbatch=-1", ConfigError, "microbatch is a whole number, at least 0"),
         ("e2e.draws=-1", ConfigError, "draws is a whole number, at least 0"),
     ],

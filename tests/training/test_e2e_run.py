@@ -206,6 +206,7 @@ def test_another_start_does_not_resume(tmp_path: Path, data: ImageData, start: P
         (("e2e.teacher=mnist",), r"e2e\.teacher=mnist with e2e\.coupling=independent.*e2e\.coupling=teacher"),
         (("e2e.spacing=karras",), r"e2e\.spacing=karras: .*kappa_max=80 e2e\.spacing\.end=zero"),
         (("e2e.terms.l2.weight=-1",), r"e2e\.terms\.l2: A weight from -1"),
+        (("e2e.terms.energy.weight=-1",), r"e2e\.terms\.energy: A weight from -1"),
         (("e2e.terms.energy.draws=1",), r"draws=1 with batches of 8 images of 10 classes.*energy\.draws=2"),
     ],
 )
@@ -214,6 +215,24 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         build(onwards(start, *overrides), data, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("e2e.spacing=karras",),
+        ("e2e.trainable=solver", "e2e.solver=evodiff"),
+        ("e2e.coupling=teacher", "e2e.teacher=mnist"),
+        ("e2e.coupling=pairs",),
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_options_are_refused_before_a_classifier_is_trained(
+    tmp_path: Path, data: ImageData, start: Path, overrides: tuple[str, ...]
+) -> None:
+    with pytest.raises(ConfigError):
+        build(onwards(start, "e2e.terms.energy.features=classifier", *overrides), data, tmp_path)
+    assert not (tmp_path / "classifier").exists()
 
 
 def test_vectors_are_of_one_kind(tmp_path: Path, data: ImageData, start: Path) -> None:

@@ -137,7 +137,7 @@ PRESETS: dict[str, RunConfig] = {
     # After 2,400 of its steps (42 minutes of one thread), Fréchet distance of 5,000 images in a CIFAR-10 ResNet-44 that
     # training never saw, at 10 / 20 calls: DDIM 13.1 / 10.4, EVODiff 9.7 / 9.2. One seed, 2026-11-21.
     "cifar10-small": _CIFAR10_SMALL,
-    # After 4,500 of its steps (25 minutes of one thread), 20 calls of EVODiff: 0.52 of the images show everything that
+    # With train.steps=4500 (25 minutes of one thread), 20 calls of EVODiff: 0.52 of the images show everything that
     # their captions say; places 0.95, colours 0.68, shapes 0.60. One seed, 2026-11-22.
     "scenes": _SCENES,
     # Whole chains; `fewstep train --objective e2e --init FOLDER` starts from a trained model of the same data.

@@ -109,7 +109,7 @@ def _refuse_guided(model: Model, guidance: float) -> None:
         raise ConfigError(
             f"Guidance {guidance:g} through the chain of {model.config.name!r}",
             "A chain is trained as it is sampled, which is without guidance",
-            "Leave --guidance out; `fewstep convert --guidance 2` bakes it in",
+            "Leave --guidance out; `fewstep convert --guidance 2` of the denoiser that it was made from bakes it in",
         )
 
 

@@ -130,7 +130,7 @@ def check_rule(chain: Chained, steps: int) -> None:
 def check_start(here: NoiseLevel, start: NoiseLevel) -> None:
     """Refuse a coupling that starts elsewhere than the chain."""
     if not all(torch.allclose(mine, other.to(mine)) for mine, other in zip(here, start, strict=True)):
-        lam = math.log(start.alpha.item() / start.sigma.item())
+        lam = (start.alpha / start.sigma).log().item()
         raise ConfigError(
             f"A coupling that starts at alpha {start.alpha.item():.4g}, sigma {start.sigma.item():.4g}",
             f"The chain starts at alpha {here.alpha.item():.4g}, sigma {here.sigma.item():.4g}",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fewstep.denoisers import LABELS, PREDICTIONS
-from fewstep.errors import ConfigError, choose
+from fewstep.errors import ConfigError, about, choose
 from fewstep.losses import WEIGHTS
 from fewstep.models import Part
 from fewstep.networks import NETWORKS
@@ -130,7 +130,8 @@ class TrainConfig:
         refuse_unless(self.precision in ("no", "bf16"), self, "precision", "'no' or 'bf16'", "train")
         object.__setattr__(self, "players", {name: self._own(name, own) for name, own in self.players.items()})
         for name in self.players:
-            self.of_player(name)
+            with about(f"train.players.{name}"):
+                self.of_player(name)
 
     def of_player(self, name: str) -> TrainConfig:
         """Return what holds for one player: its own values before those of all."""

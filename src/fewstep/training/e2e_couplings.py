@@ -65,6 +65,12 @@ def teacher_of(model: Model, solver: str = "", nfe: int = 0, guidance: float = 1
     """
     schedule, denoiser = model.denoiser.schedule, model.guided(guidance)
     if model.config.chain is not None and not solver and nfe == 0:
+        if guidance != 1:
+            raise ConfigError(
+                f"Guidance {guidance:g} of the teacher {model.config.name!r}, sampled through its own chain",
+                "A chain is trained as it is sampled, which is without guidance",
+                "Guide the denoiser that it was made from, or name a solver for the teacher, such as evodiff",
+            )
         return Teacher(denoiser, *resolve(model.config.chain, schedule), data_free)
     rule = choose(solver or DEFAULT_SOLVER, SOLVERS, "solver")()
     noisiest, cleanest = (math.exp(-lam) for lam in schedule.lam_range())

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fewstep.data import Images
-from fewstep.errors import ConfigError, GridError, LevelError
+from fewstep.errors import ConfigError, GridError, LevelError, about
 from fewstep.losses import VIEWS, Ramp
 from fewstep.models import Chain, ModelConfig
 from fewstep.noise import Schedule
@@ -94,21 +94,24 @@ def end_to_end(
     given = Materials(described, data, Path(folder), accelerator().device, e2e.init, e2e.teacher, tell)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
-        network = described.body()
-        terms = make_terms(e2e.terms, e2e.view, given)
+        network, drawn = described.body(), torch.get_rng_state()
     if e2e.init and isinstance(old := given.start.denoiser.network, nn.Module):
         network.load_state_dict(old.state_dict())
     denoiser = described.denoiser(network)
     wanted = described.chain or Chain()
     _refuse_spacing(wanted, denoiser.schedule)
     player, chain = _player(network, e2e.trainable, wanted, denoiser.schedule)
+    coupling = e2e.coupling.build(COUPLINGS, "coupling")(given)
+    with torch.random.fork_rng(devices=[]):  # last, since terms may have a classifier trained for them
+        torch.set_rng_state(drawn)
+        terms = make_terms(e2e.terms, e2e.view, given)
     objective = E2E(
         denoiser=denoiser,
         chain=chain,
         terms=terms,
         total_steps=config.train.steps,
         steps=e2e.steps,
-        coupling=e2e.coupling.build(COUPLINGS, "coupling")(given),
+        coupling=coupling,
         gradient=e2e.gradient.build(GRADIENTS, "gradient"),
         microbatch=e2e.microbatch,
         draws=e2e.draws,
@@ -122,7 +125,8 @@ def end_to_end(
 def _refuse_lone_draws(energy: Mapping[str, Any], config: RunConfig, described: ModelConfig) -> None:
     """One draw each compares rows of one condition, of which only a batch larger than the classes has two for sure."""
     batch, told = config.train.batch, f"{described.n_classes} classes" if described.captions is None else "captions"
-    off = Ramp(energy["weight"], energy["weight_end"]).is_off
+    with about("e2e.terms.energy"):
+        off = Ramp(energy["weight"], energy["weight_end"]).is_off
     sure = described.captions is None and batch > max(1, described.n_classes)
     if off or sure or max(energy["draws"], config.e2e.draws) > 1:
         return

@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from fewstep.errors import ConfigError, FewstepError, choose
+from fewstep.errors import ConfigError, about, choose
 from fewstep.features import VectorMaps
 from fewstep.losses import (
     L1,
@@ -81,12 +81,10 @@ def make_terms(terms: Mapping[str, Mapping[str, Any]], view: str, given: Materia
     made = {}
     for name, arguments in terms.items():
         own = {**known_arguments(name), **arguments}
-        try:
+        with about(f"e2e.terms.{name}"):
             ramp = Ramp(*(own.pop(key) for key in _SHARED))
             if not ramp.is_off:
                 made[name] = Weighted(TERMS[name](**own)(given, VIEWS[view]), ramp)
-        except FewstepError as error:
-            raise type(error)(f"e2e.terms.{name}: {error.given}", error.allowed, error.todo) from error
     return made
 
 
