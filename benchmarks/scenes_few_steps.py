@@ -13,9 +13,9 @@ stopped goes on.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "diversity-safe: energy + adversarial": ("energy=1", "adversarial=1"),
 }
 STEPS = (1, 2, 4)
+Measured: TypeAlias = tuple[str, str | Path, dict[str, Any]]  # name, model, and how it is sampled
 SHOWN = {
     "ordinary, evodiff, 20 calls": "ordinary, 20 calls",
     "reconstruction + perceptual, 4 steps": "reconstruction",
@@ -96,7 +97,7 @@ def measured(images: Tensor, said: list[str]) -> dict[str, Any]:
     }
 
 
-def ways(init: str, options: argparse.Namespace) -> Iterable[tuple[str, str | Path, dict[str, Any]]]:
+def ways(init: str, options: argparse.Namespace) -> Iterator[Measured]:
     """Everything that is measured: name, model and how it is sampled."""
     for solver, nfe in (("ddim", 4), ("ddim", 20), ("evodiff", 4), ("evodiff", 10), ("evodiff", 20)):
         yield f"ordinary, {solver}, {nfe} calls", init, {"solver": solver, "nfe": nfe}
@@ -106,13 +107,13 @@ def ways(init: str, options: argparse.Namespace) -> Iterable[tuple[str, str | Pa
             yield f"{name}, {steps} step{'s' * (steps > 1)}", folder, {"steps": steps}
 
 
-def draw_captions(said: list[str], options: argparse.Namespace) -> None:
+def draw_captions(said: list[str], done: Sequence[Measured], options: argparse.Namespace) -> None:
     """Draw ten images for each of three captions: true ones, and some ways of making them."""
     chosen = said[:: options.each][:3]
     asked = [caption for caption in chosen for _ in range(10)]
     true = to_unit(torch.cat([Scenes().of_caption(caption, 10, seed=1) for caption in chosen]))
     pictures = {"true images": list(true.split(10))}
-    for name, source, way in ways(options.init, options):
+    for name, source, way in done:
         if name in SHOWN:
             model = load_model(source)
             images = to_unit(images_of(model, way_of(model, **way), asked)[0])
@@ -139,7 +140,9 @@ def main() -> None:
     if not rows:
         true = torch.cat([Scenes().of_caption(caption, options.each, seed=1) for caption in said[:: options.each]])
         rows["true images"] = measured(true, said)
+    done: list[Measured] = []
     for name, source, way in ways(options.init, options):
+        done.append((name, source, way))
         if name in rows:
             continue
         model = load_model(source)
@@ -147,7 +150,7 @@ def main() -> None:
         rows[name] = measured(images, said) | {"nfe": nfe}
         print(name, {key: row["value"] for key, row in rows[name].items() if isinstance(row, dict) and "value" in row})
         write_json(path, content | {"rows": rows})
-    draw_captions(said, options)
+    draw_captions(said, done, options)
 
 
 if __name__ == "__main__":

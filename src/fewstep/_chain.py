@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fewstep._part import Part
 from fewstep.errors import ConfigError
 
-__all__ = ["MOST_STEPS", "Chain"]
+__all__ = ["MOST_STEPS", "Chain", "are_steps"]
 
 MOST_STEPS = 8
+
+
+def are_steps(counts: Iterable[Any]) -> bool:
+    """Whether all of these are numbers of steps that a chain may have."""
+    return all(type(count) is int and 1 <= count <= MOST_STEPS for count in counts)
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Chain:
     def __post_init__(self) -> None:
         parts = isinstance(self.solver, Part) and isinstance(self.spacing, Part)
         _require(parts, f"A chain of {self.solver!r} on {self.spacing!r}", "Both are parts", 'Write Part("ddim")')
-        whole = isinstance(self.steps, tuple) and all(type(n) is int and 1 <= n <= MOST_STEPS for n in self.steps)
+        whole = isinstance(self.steps, tuple) and are_steps(self.steps)
         ascending = whole and list(self.steps) == sorted(set(self.steps)) != []
         allowed = f"Different whole numbers from 1 to {MOST_STEPS}, ascending"
         _require(ascending, f"A chain for steps={self.steps!r}", allowed, "Write for instance steps=(1, 2, 4)")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from fewstep._chain import MOST_STEPS
+from fewstep._chain import MOST_STEPS, are_steps
 from fewstep.denoisers import Denoiser, Eps, NetworkDenoiser
 from fewstep.errors import ConfigError, FewstepError
 from fewstep.losses import Term, Viewed
@@ -66,7 +66,7 @@ def checked_draws(draws: int, needed: Mapping[str, int]) -> int:
 
 def check_steps(steps: tuple[int, ...]) -> None:
     """Refuse lengths that no chain has."""
-    if not steps or not all(type(count) is int and 1 <= count <= MOST_STEPS for count in steps):
+    if not steps or not are_steps(steps):
         raise ConfigError(
             f"A chain of steps={steps!r}",
             f"Whole numbers from 1 to {MOST_STEPS}; one that is written twice is drawn twice as often",

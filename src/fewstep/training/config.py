@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from fewstep.denoisers import LABELS, PREDICTIONS
@@ -113,21 +114,17 @@ class TrainConfig:
     players: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        refuse = partial(refuse_unless, group="train")
         for name in ("steps", "batch", "lr", "checkpoint_every", "keep"):
-            refuse_unless(0 < getattr(self, name) < math.inf, self, name, "above 0 and finite", "train")
+            refuse(0 < getattr(self, name) < math.inf, self, name, "above 0 and finite")
         for name in ("warmup", "weight_decay", "clip"):
-            refuse_unless(0 <= getattr(self, name) < math.inf, self, name, "at least 0 and finite", "train")
-        refuse_unless(0 <= self.seed < 2**63, self, "seed", "at least 0 and below 2^63", "train")
-        refuse_unless(0 <= self.decay <= 1, self, "decay", "between 0 and 1", "train")
-        refuse_unless(0 <= self.ema < 1, self, "ema", "at least 0 and below 1", "train")
-        refuse_unless(
-            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
-            self,
-            "betas",
-            "two numbers in [0, 1)",
-            "train",
-        )
-        refuse_unless(self.precision in ("no", "bf16"), self, "precision", "'no' or 'bf16'", "train")
+            refuse(0 <= getattr(self, name) < math.inf, self, name, "at least 0 and finite")
+        refuse(0 <= self.seed < 2**63, self, "seed", "at least 0 and below 2^63")
+        refuse(0 <= self.decay <= 1, self, "decay", "between 0 and 1")
+        refuse(0 <= self.ema < 1, self, "ema", "at least 0 and below 1")
+        proper = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
+        refuse(proper, self, "betas", "two numbers in [0, 1)")
+        refuse(self.precision in ("no", "bf16"), self, "precision", "'no' or 'bf16'")
         object.__setattr__(self, "players", {name: self._own(name, own) for name, own in self.players.items()})
         for name in self.players:
             with about(f"train.players.{name}"):

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from fewstep._chain import MOST_STEPS, are_steps
 from fewstep._part import Part
 from fewstep.errors import ConfigError, choose
 from fewstep.losses import VIEWS
@@ -63,10 +65,10 @@ class E2EConfig:
     terms: Mapping[str, Mapping[str, Any]] = field(default_factory=_diversity_safe)
 
     def __post_init__(self) -> None:
-        steps = self.steps and all(type(count) is int and 1 <= count <= 8 for count in self.steps)
-        refuse_unless(bool(steps), self, "steps", "a list of whole numbers from 1 to 8, such as [1, 2, 4]", "e2e")
+        refuse, steps = partial(refuse_unless, group="e2e"), f"a list of whole numbers from 1 to {MOST_STEPS}"
+        refuse(bool(self.steps) and are_steps(self.steps), self, "steps", f"{steps}, such as [1, 2, 4]")
         for name in ("microbatch", "draws"):
-            refuse_unless(getattr(self, name) >= 0, self, name, "a whole number, at least 0", "e2e")
+            refuse(getattr(self, name) >= 0, self, name, "a whole number, at least 0")
         choose(self.view, VIEWS, "view")
         self.coupling.build(COUPLINGS, "coupling")
         self.gradient.build(GRADIENTS, "gradient")

@@ -31,7 +31,7 @@ from fewstep.sampling import Checkpointed, Full, LastSteps, grid_for, resolve
 from fewstep.solvers import DEFAULT_NFE, DEFAULT_SOLVER, SOLVERS
 from fewstep.training.e2e_materials import Materials
 
-__all__ = ["COUPLINGS", "GRADIENTS", "PAIRS", "CouplingRecipe", "teacher_of"]
+__all__ = ["COUPLINGS", "GRADIENTS", "PAIRS", "TAUGHT", "CouplingRecipe", "teacher_of"]
 
 PAIRS = "pairs.safetensors"  # in the run's folder, where the coupling "pairs" looks by itself
 CouplingRecipe: TypeAlias = Callable[[Materials], Coupling]
@@ -169,6 +169,7 @@ COUPLINGS: dict[str, Callable[..., CouplingRecipe]] = {
     "nearest": _nearest,
     "leaky": _leaky,
 }
+TAUGHT = ("teacher", "pairs", "inversion")  # those that learn from a model
 
 
 def _full(every: int = 0) -> Gradient:

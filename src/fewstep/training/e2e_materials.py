@@ -170,12 +170,9 @@ class Materials:
         """
         if word == "classifier":
             return self.classifier
-        features = self._random if word == "random" else self._loaded(word)
+        own = word == "random"
+        features = RandomConv(self.data.shape[0], seed=_FILTERS) if own else self._loaded(word)
         return features.to(self.device) if isinstance(features, nn.Module) else features
-
-    @property
-    def _random(self) -> Features:
-        return RandomConv(self.data.shape[0], seed=_FILTERS)
 
     def _loaded(self, word: str) -> Features:
         try:

@@ -21,7 +21,7 @@ from fewstep.objectives import E2E, GENERATOR, ChainSource, Guard, Objective, sp
 from fewstep.sampling import Chained, LearnedChain, resolve
 from fewstep.training.config import RunConfig
 from fewstep.training.e2e_config import E2EConfig
-from fewstep.training.e2e_couplings import COUPLINGS, GRADIENTS
+from fewstep.training.e2e_couplings import COUPLINGS, GRADIENTS, TAUGHT
 from fewstep.training.e2e_materials import Materials, Tell, quiet
 from fewstep.training.e2e_terms import known_arguments, make_terms
 from fewstep.training.processes import accelerator
@@ -29,7 +29,6 @@ from fewstep.training.processes import accelerator
 __all__ = ["Parts", "end_to_end", "finished"]
 
 _SOLVER = "solver"  # in e2e.trainable: the chain's own numbers
-_TAUGHT = ("teacher", "pairs", "inversion")  # couplings that learn from a model
 _LOOK = 10_000  # images on which the spread of the data within conditions is measured
 
 
@@ -139,10 +138,10 @@ def _refuse_lone_draws(energy: Mapping[str, Any], config: RunConfig, described: 
 
 def _refuse_idle_teacher(e2e: E2EConfig) -> None:
     """A teacher that nothing asks would be a distillation that does not happen."""
-    if e2e.teacher and e2e.coupling.name not in _TAUGHT:
+    if e2e.teacher and e2e.coupling.name not in TAUGHT:
         raise ConfigError(
             f"e2e.teacher={e2e.teacher} with e2e.coupling={e2e.coupling.name}",
-            f"Only the couplings {', '.join(_TAUGHT)} learn from a teacher",
+            f"Only the couplings {', '.join(TAUGHT)} learn from a teacher",
             "Add e2e.coupling=teacher, or leave e2e.teacher out",
         )
 
