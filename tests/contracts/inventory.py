@@ -10,14 +10,30 @@ import torch
 from torch import Tensor
 
 from fewstep.denoisers import X0, EDMPrecond, Eps, Flow, Prediction, V
-from fewstep.noise import EDM, LinearFlow, Schedule, VPCosine, VPLinear
-from fewstep.solvers import DDIM, IPNDM, DPMpp2M, EVODiff, Heun, UniPC
+from fewstep.noise import EDM, VE, LinearFlow, Schedule, ShiftedFlow, Tabulated, VPCosine, VPLinear
+from fewstep.solvers import (
+    DDIM,
+    DEIS,
+    IPNDM,
+    Churn,
+    DPMpp2M,
+    DPMpp2MSDE,
+    DPMpp2S,
+    DPMpp3M,
+    Euler,
+    EulerAncestral,
+    EVODiff,
+    Heun,
+    Renoise,
+    UniPC,
+)
 
 __all__ = [
     "CONSISTENT",
     "PREDICTIONS_HERE",
     "SCHEDULES_HERE",
     "SOLVERS_HERE",
+    "STOCHASTIC_HERE",
     "Case",
     "consistent_solvers",
     "f64",
@@ -36,6 +52,8 @@ class Case:
         consistent: whether constants are integrated exactly (EVODiff's paper variant is the exception, see T1c).
         uniform_kappa_only: whether the order above `off_order` needs equal steps of kappa.
         off_order: order on other grids whose steps change smoothly.
+        cold_order: order if started by one first-order step; that of full history if 0.
+        in_pairs: whether steps come in pairs, so that a single one of them shows nothing.
     """
 
     rule: Any
@@ -43,24 +61,54 @@ class Case:
     consistent: bool = True
     uniform_kappa_only: bool = False
     off_order: int = 2
+    cold_order: int = 0
+    in_pairs: bool = False
 
 
+# Deterministic rules; the stochastic ones have their own list and their own suite (T1c).
 SOLVERS_HERE: dict[str, Case] = {
     "ddim": Case(DDIM(), order=1),
+    "euler": Case(Euler(), order=1),
     "heun": Case(Heun(), order=2),
     "dpmpp_2m": Case(DPMpp2M(), order=2),
+    "dpmpp_3m": Case(DPMpp3M(), order=2),
+    "dpmpp_2s": Case(DPMpp2S(), order=2, in_pairs=True),
     "unipc": Case(UniPC(), order=2),
+    "unipc_2_bh1": Case(UniPC(variant="bh1"), order=2),
+    "unipc_3": Case(UniPC(order=3), order=3),
+    "unipc_3_bh1": Case(UniPC(order=3, variant="bh1"), order=3),
+    "deis": Case(DEIS(), order=3, cold_order=2),
+    "deis_2": Case(DEIS(order=2), order=2),
+    "deis_log": Case(DEIS(variable="log_kappa"), order=3, cold_order=2),
+    "deis_2_log": Case(DEIS(order=2, variable="log_kappa"), order=2),
     "ipndm": Case(IPNDM(), order=4, uniform_kappa_only=True),
+    "ipndm_2": Case(IPNDM(order=2), order=2, uniform_kappa_only=True),
+    "ipndm_3": Case(IPNDM(order=3), order=3, uniform_kappa_only=True),
     "evodiff": Case(EVODiff(), order=2),
     "evodiff_paper": Case(EVODiff(variant="paper", denoise_to_zero=True), order=2, consistent=False),
+}
+STOCHASTIC_HERE: dict[str, Any] = {
+    "ddim_eta": DDIM(eta=0.5),
+    "ddpm": DDIM(eta=1.0),
+    "euler_ancestral": EulerAncestral(),
+    "euler_churn": Euler(Churn(8.0)),
+    "heun_churn": Heun(Churn(8.0)),
+    "dpmpp_2m_sde": DPMpp2MSDE(),
+    "dpmpp_2m_sde_half": DPMpp2MSDE(eta=0.5),
+    "renoise": Renoise(),
 }
 CONSISTENT = {name: case for name, case in SOLVERS_HERE.items() if case.consistent}
 
 SCHEDULES_HERE: dict[str, Schedule] = {
     "edm": EDM(),
+    "ve": VE(),
     "vp_linear": VPLinear(),
     "vp_cosine": VPCosine(),
     "linear_flow": LinearFlow(),
+    "shifted_flow": ShiftedFlow(shift=3.0),
+    "tabulated": Tabulated(),
+    "tabulated_linear": Tabulated.linear(1e-3, 0.06, 200),
+    "tabulated_scaled_linear": Tabulated.scaled_linear(rescale_betas_zero_snr=True),
 }
 
 PREDICTIONS_HERE: dict[str, Prediction] = {

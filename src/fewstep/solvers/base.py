@@ -27,26 +27,15 @@ number of trajectories, and re-running a step (activation checkpointing does) ch
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fewstep.noise import Grid, NoiseLevel
+from fewstep.solvers.coeffs import ddim_weights
 
-__all__ = [
-    "Denoise",
-    "Estimate",
-    "NoiseSource",
-    "Solver",
-    "ddim_weights",
-    "earlier_share",
-    "has_finite_lam",
-    "inner",
-    "move",
-    "slope",
-    "slope_weight",
-]
+__all__ = ["Denoise", "NoiseSource", "Solver", "inner", "move"]
 
 Denoise: TypeAlias = Callable[[Tensor, NoiseLevel], Tensor]
 NoiseSource: TypeAlias = Callable[[int, Tensor], Tensor]
@@ -86,19 +75,6 @@ class Solver(Protocol):
         ...
 
 
-class Estimate(NamedTuple):
-    """A denoised estimate and the level it was made at."""
-
-    denoised: Tensor
-    level: NoiseLevel
-
-
-def ddim_weights(here: NoiseLevel, there: NoiseLevel) -> tuple[Tensor, Tensor]:
-    """Weights (r, b) of the exact step for a constant denoised, ``x' = r x + b m``; scalars."""
-    r = there.sigma / here.sigma
-    return r, there.alpha - here.alpha * r
-
-
 def move(x: Tensor, denoised: Tensor, here: NoiseLevel, there: NoiseLevel) -> Tensor:
     r"""Move samples between levels along a straight line in the noise direction.
 
@@ -136,53 +112,3 @@ def inner(a: Tensor, b: Tensor, axes: tuple[int, ...]) -> Tensor:
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     product = a.to(dtype) * b.to(dtype)
     return product.sum(axes, keepdim=True) if axes else product
-
-
-def has_finite_lam(level: NoiseLevel) -> bool:
-    """Whether a level lies strictly between pure noise and clean data."""
-    return bool(level.alpha > 0) and bool(level.sigma > 0)
-
-
-def slope(earlier: Estimate, later: Estimate) -> Tensor:
-    """Change of denoised per unit of lam between two estimates at finite lam, shape (b, *d)."""
-    return (later.denoised - earlier.denoised) / (later.level.lam - earlier.level.lam)
-
-
-def slope_weight(here: NoiseLevel, there: NoiseLevel) -> Tensor:
-    r"""Exact weight of a constant slope of denoised in lam over one step, a scalar.
-
-    .. math:: \alpha' (h - 1 + e^{-h}), \qquad h = \lambda' - \lambda
-
-    Args:
-        here: start of the step, scalars, finite lam.
-        there: end of the step, scalars, finite lam.
-
-    Returns:
-        Scalar in the dtype of the levels; about ``alpha' h^2 / 2`` for small h.
-    """
-    h = there.lam - here.lam
-    return there.alpha * (h + torch.expm1(-h))
-
-
-def earlier_share(before: NoiseLevel, here: NoiseLevel, there: NoiseLevel) -> Tensor:
-    r"""Share of the earlier of two slopes that makes a step exact for a denoised quadratic in lam.
-
-    The slope of the step, between `here` and `there`, gets the rest. With c the :func:`slope_weight` over alpha',
-
-    .. math:: w = \frac{h + 2 - h^2 / c}{h + h_-}, \qquad h = \lambda' - \lambda, \quad h_- = \lambda - \lambda_-
-
-    Args:
-        before: start of the previous step, scalars, finite lam.
-        here: start of this step, scalars, finite lam.
-        there: end of this step, scalars, finite lam.
-
-    Returns:
-        Scalar, 1/6 in the limit of small equal steps.
-
-    Source:
-        Zhao et al. 2023, arXiv:2302.04867, Eq. 8 and 10 for p = 2, B(h) = exp(h) - 1, solved by hand. Departs from it
-        in: nothing; the terms are ordered by slopes.
-    """
-    h, h_before = there.lam - here.lam, here.lam - before.lam
-    c = h + torch.expm1(-h)
-    return (h + 2 - h**2 / c) / (h + h_before)

@@ -35,9 +35,11 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import ConfigError
-from fewstep.noise import Grid, NoiseLevel
-from fewstep.solvers.base import Denoise, Estimate, NoiseSource, ddim_weights, inner, move
+from fewstep.noise import Grid
+from fewstep.solvers.base import Denoise, NoiseSource, inner
+from fewstep.solvers.coeffs import Level, Number, ddim_weights, levels_of, log1p
 from fewstep.solvers.evodiff_paper import PaperRule
+from fewstep.solvers.multistep import combine, ddim_row
 
 __all__ = ["EVODiff"]
 
@@ -114,11 +116,12 @@ class EVODiff:
 
 
 class _Taken(NamedTuple):
-    """The step that was taken last: where it began, the estimate there, and the slope over the step before it."""
+    """The levels, and of the step that was taken last: where it began, the estimate there, the slope before it."""
 
-    start: Tensor
-    now: Estimate
-    slope: Tensor | None
+    levels: list[Level]
+    start: Tensor | None = None
+    now: Tensor | None = None
+    slope: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -130,45 +133,43 @@ class _LeastVariance:
     def nfe(self, grid: Grid) -> int:
         return grid.steps
 
-    def init(self, x: Tensor, grid: Grid) -> _Taken | None:
-        return None
+    def init(self, x: Tensor, grid: Grid) -> _Taken:
+        return _Taken(levels_of(grid))
 
     def step(
-        self, denoise: Denoise, x: Tensor, grid: Grid, i: int, state: _Taken | None, noise: NoiseSource | None = None
+        self, denoise: Denoise, x: Tensor, grid: Grid, i: int, state: _Taken, noise: NoiseSource | None = None
     ) -> tuple[Tensor, _Taken]:
-        here, there = grid.at(i), grid.at(i + 1)
-        now, last = Estimate(denoise(x, here), here), None
-        if state is not None:
-            last = _slope(state.now, now)
-            x = _ramp(state.start, state.now, here, _least_variance(last, state.slope))
-        ahead = _ramp(x, now, there, last)
+        levels, start, before, slope = state
+        here, there = levels[i], levels[i + 1]
+        now, last = denoise(x, grid.at(i)), None
+        if start is not None and before is not None:
+            last = (now - before) / (_coordinate(here) - _coordinate(levels[i - 1]))
+            x = _ramp(start, before, levels[i - 1], here, _least_variance(last, slope))
+        ahead = _ramp(x, now, here, there, last)
         if i + 1 == grid.steps and self.final_gain != 1:
             ahead = self.final_gain * ahead
-        return ahead, _Taken(x, now, last)
+        return ahead, _Taken(levels, x, now, last)
 
 
-def _coordinate(level: NoiseLevel) -> Tensor:
+def _coordinate(level: Level) -> Number:
     """0 for clean data, 1 for pure noise."""
     return level.sigma / (level.sigma + _PIVOT * level.alpha)
 
 
-def _slope(earlier: Estimate, later: Estimate) -> Tensor:
-    """Change of denoised per unit of the coordinate."""
-    return (later.denoised - earlier.denoised) / (_coordinate(later.level) - _coordinate(earlier.level))
-
-
-def _ramp(x: Tensor, now: Estimate, there: NoiseLevel, slope: Tensor | None) -> Tensor:
+def _ramp(x: Tensor, now: Tensor, here: Level, there: Level, slope: Tensor | None) -> Tensor:
     """Move x with a denoised estimate that changes at a constant rate in the coordinate; None is no change."""
-    moved = move(x, now.denoised, now.level, there)
-    return moved if slope is None else moved + _ramp_weight(now.level, there) * slope
+    row = ddim_row(here, there)
+    if slope is None:
+        return combine(row, x, now)
+    return combine(row._replace(earlier=(_ramp_weight(here, there),)), x, now, (slope,))
 
 
-def _ramp_weight(here: NoiseLevel, there: NoiseLevel) -> Tensor:
-    """Exact weight of a constant slope over one step, a scalar."""
+def _ramp_weight(here: Level, there: Level) -> Number:
+    """Exact weight of a constant slope over one step."""
     z = _coordinate(here) * ddim_weights(here, there)[1]
     if not bool(there.sigma > 0):
         return -z
-    return there.sigma / _PIVOT * torch.log1p(_PIVOT * z / there.sigma) - z
+    return there.sigma / _PIVOT * log1p(_PIVOT * z / there.sigma) - z
 
 
 def _least_variance(s: Tensor, s_before: Tensor | None) -> Tensor:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from fewstep.errors import BudgetError, LevelError
 from fewstep.noise import Grid
-from fewstep.solvers.base import Denoise, NoiseSource, has_finite_lam, inner
+from fewstep.solvers.base import Denoise, NoiseSource, inner
+from fewstep.solvers.coeffs import levels_of
 
 __all__ = ["Pair", "PaperRule"]
 
@@ -75,6 +76,13 @@ def _scalars(grid: Grid, i: int) -> _Step:
     )
 
 
+class _State(NamedTuple):
+    """The scalars of all middle steps, and the two estimates at hand."""
+
+    scalars: tuple[_Step, ...]
+    pair: Pair | None = None
+
+
 @dataclass(frozen=True)
 class PaperRule:
     """Order 2, multistep, data prediction; one call a step, and one more to denoise at the end.
@@ -101,33 +109,29 @@ class PaperRule:
             )
         return grid.steps + int(self.denoise_to_zero)
 
-    def init(self, x: Tensor, grid: Grid) -> Pair | None:
-        """Refuse grids that the rule cannot run."""
+    def init(self, x: Tensor, grid: Grid) -> _State:
+        """Refuse grids that the rule cannot run; compute the scalars of the steps between the first and the last."""
         self.nfe(grid)
-        if not all(has_finite_lam(grid.at(i)) for i in (0, -1)):
+        if not all(level.is_inside for level in levels_of(grid)):
             raise LevelError(
                 "EVODiff's paper variant on a grid that starts at alpha = 0 or ends at sigma = 0",
                 "Its formulas need a finite lam at every level",
                 "Use UniformLam with finite bounds, or the default variant",
             )
-        return None
+        return _State(tuple(_scalars(grid, i) for i in range(1, grid.steps - 1)))
 
     def step(
-        self,
-        denoise: Denoise,
-        x: Tensor,
-        grid: Grid,
-        i: int,
-        state: Pair | None,
-        noise: NoiseSource | None = None,
-    ) -> tuple[Tensor, Pair]:
+        self, denoise: Denoise, x: Tensor, grid: Grid, i: int, state: _State, noise: NoiseSource | None = None
+    ) -> tuple[Tensor, _State]:
         """Carry x from level i to level i + 1."""
-        if state is None:
-            return _first(denoise, x, grid)
-        if i + 1 < grid.steps:
-            return _middle(denoise, x, grid, i, state)
-        x = _last(x, grid, state)
-        return (denoise(x, grid.at(-1)) if self.denoise_to_zero else x), state
+        if state.pair is None:
+            x, pair = _first(denoise, x, grid)
+        elif i + 1 < grid.steps:
+            x, pair = _middle(denoise, x, grid, i, state.scalars[i - 1], state.pair)
+        else:
+            x, pair = _last(x, grid, state.pair), state.pair
+            x = denoise(x, grid.at(-1)) if self.denoise_to_zero else x
+        return x, _State(state.scalars, pair)
 
 
 def _first(denoise: Denoise, x: Tensor, grid: Grid) -> tuple[Tensor, Pair]:
@@ -138,8 +142,8 @@ def _first(denoise: Denoise, x: Tensor, grid: Grid) -> tuple[Tensor, Pair]:
     return x, Pair(denoise(x, there), before)
 
 
-def _middle(denoise: Denoise, x: Tensor, grid: Grid, i: int, state: Pair) -> tuple[Tensor, Pair]:
-    s, m = _scalars(grid, i), state.now
+def _middle(denoise: Denoise, x: Tensor, grid: Grid, i: int, s: _Step, state: Pair) -> tuple[Tensor, Pair]:
+    m = state.now
     euler = s.a * x + s.b * m
     rho = _rho(m, state.before, s)
     d1 = m - rho * state.before

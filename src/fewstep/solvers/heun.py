@@ -1,4 +1,4 @@
-"""Heun: a trapezoid, two calls a step."""
+"""Heun: a trapezoid, two calls a step, with EDM's churn if wanted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from fewstep.noise import Grid, NoiseLevel
-from fewstep.solvers.base import Denoise, NoiseSource, ddim_weights
+from fewstep.solvers.base import Denoise, NoiseSource
+from fewstep.solvers.churn import Churn
+from fewstep.solvers.coeffs import Number, ddim_weights
 
 __all__ = ["Heun"]
 
@@ -24,14 +26,22 @@ class Heun:
 
     Two calls a step; a step to sigma = 0 is the DDIM step and costs one.
 
+    Args:
+        churn: fresh noise before each step; None for none, which is the deterministic sampler of EDM.
+
     Source:
-        Karras et al. 2022, arXiv:2206.00364, Algorithm 1. Departs from it in: it integrates x / alpha in kappa
+        Karras et al. 2022, arXiv:2206.00364, Algorithms 1 and 2. Departs from it in: it integrates x / alpha in kappa
         whatever the schedule, which is Algorithm 1 where alpha = 1; from alpha = 0, where kappa is infinite, the step
         is the trapezoid in alpha / sigma.
     """
 
+    churn: Churn | None = None
     order: ClassVar[int] = 2
-    stochastic: ClassVar[bool] = False
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether there is churn."""
+        return self.churn is not None
 
     def nfe(self, grid: Grid) -> int:
         """Two calls a step, one for a last step to sigma = 0."""
@@ -45,6 +55,8 @@ class Heun:
     ) -> tuple[Tensor, None]:
         """Carry x from level i to level i + 1."""
         here, there = grid.at(i), grid.at(i + 1)
+        if self.churn is not None:
+            x, here = self.churn(x, grid, i, noise)
         r, b = ddim_weights(here, there)
         m = denoise(x, here)
         predicted = r * x + b * m
@@ -53,7 +65,7 @@ class Heun:
         return predicted + _trapezoid_weight(here, there, b) * (denoise(predicted, there) - m), None
 
 
-def _trapezoid_weight(here: NoiseLevel, there: NoiseLevel, b: Tensor) -> Tensor:
+def _trapezoid_weight(here: NoiseLevel, there: NoiseLevel, b: Number) -> Number:
     if not bool(here.alpha > 0):
         return b / 2
     return there.alpha * (here.kappa / there.kappa - 1) / 2

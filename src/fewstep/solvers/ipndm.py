@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from fewstep.errors import ConfigError
-from fewstep.noise import Grid, NoiseLevel
-from fewstep.solvers.base import Denoise, NoiseSource, move
+from fewstep.noise import Grid
+from fewstep.solvers.coeffs import Level, levels_of
+from fewstep.solvers.multistep import Multistep, Plan, Row, ddim_row, noise_estimate_row, noise_memory
 
 __all__ = ["IPNDM"]
 
@@ -21,11 +20,9 @@ _WEIGHTS: tuple[tuple[float, ...], ...] = (
     (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 )
 
-History = tuple[Tensor, ...]
-
 
 @dataclass(frozen=True)
-class IPNDM:
+class IPNDM(Multistep):
     r"""Adams-Bashforth for :math:`d(x/\alpha)/d\kappa = \hat\varepsilon`, one call a step.
 
     .. math:: x' = \tfrac{\alpha'}{\alpha}(x - \sigma \bar\varepsilon) + \sigma' \bar\varepsilon,
@@ -51,35 +48,16 @@ class IPNDM:
         if self.order not in range(1, len(_WEIGHTS) + 1):
             raise ConfigError(f"IPNDM of order {self.order}", "Orders 1, 2, 3 and 4 exist", "Use order=4")
 
-    def nfe(self, grid: Grid) -> int:
-        """One call a step."""
-        return grid.steps
+    def plan(self, grid: Grid) -> Plan:
+        """The weights of every step."""
+        levels = levels_of(grid)
+        rows = tuple(self._row(levels, i) for i in range(grid.steps))
+        return Plan(rows, remember=noise_memory(levels))
 
-    def init(self, x: Tensor, grid: Grid) -> History:
-        """No noise estimate yet."""
-        return ()
-
-    def step(
-        self,
-        denoise: Denoise,
-        x: Tensor,
-        grid: Grid,
-        i: int,
-        state: History,
-        noise: NoiseSource | None = None,
-    ) -> tuple[Tensor, History]:
-        """Carry x from level i to level i + 1; the state is the noise estimates so far, newest first."""
-        here, there = grid.at(i), grid.at(i + 1)
-        m = denoise(x, here)
-        if not bool(here.alpha > 0):
-            return move(x, m, here, there), ()
-        history = ((x - here.alpha * m) / here.sigma, *state)[: self.order]
-        weights = _WEIGHTS[len(history) - 1]
-        eps = sum((a * e for a, e in zip(weights[1:], history[1:], strict=True)), weights[0] * history[0])
-        return _along(x, eps, here, there), history
-
-
-def _along(x: Tensor, eps: Tensor, here: NoiseLevel, there: NoiseLevel) -> Tensor:
-    """Move x with a fixed noise estimate."""
-    ratio = there.alpha / here.alpha
-    return ratio * x + (there.sigma - ratio * here.sigma) * eps
+    def _row(self, levels: list[Level], i: int) -> Row:
+        here, there = levels[i], levels[i + 1]
+        known = sum(bool(level.alpha > 0) for level in levels[max(0, i + 1 - self.order) : i + 1])
+        if not known:
+            return ddim_row(here, there)
+        width = there.kappa - here.kappa
+        return noise_estimate_row(here, there, [a * width for a in _WEIGHTS[known - 1]])

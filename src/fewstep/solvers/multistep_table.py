@@ -9,15 +9,14 @@ from torch import Tensor
 
 from fewstep.errors import ConfigError, GridError
 from fewstep.noise import Grid
-from fewstep.solvers.base import Denoise, NoiseSource, move
+from fewstep.solvers.coeffs import Number, ddim_weights, steps_of
+from fewstep.solvers.multistep import Multistep, Plan, Row
 
 __all__ = ["MultistepTable"]
 
-History = tuple[Tensor, ...]
-
 
 @dataclass(frozen=True)
-class MultistepTable:
+class MultistepTable(Multistep):
     r"""DDIM with a given share of every earlier estimate, one call a step.
 
     .. math::
@@ -48,26 +47,17 @@ class MultistepTable:
                 "Write weights=() for one step, ((c10,), (c20, c21)) for three",
             )
 
-    def nfe(self, grid: Grid) -> int:
-        """One call a step."""
-        return grid.steps
-
-    def init(self, x: Tensor, grid: Grid) -> History:
-        """No estimate yet; refuses a grid longer than the table (a chain that exits early is shorter)."""
+    def plan(self, grid: Grid) -> Plan:
+        """The weights of every step; refuses a grid longer than the table (a chain that exits early is shorter)."""
         if grid.steps > len(self.weights) + 1:
             raise GridError(
                 f"A grid of {grid.steps} steps",
                 f"This table has weights for {len(self.weights) + 1}",
                 "Use the grid that it was made for",
             )
-        return ()
-
-    def step(
-        self, denoise: Denoise, x: Tensor, grid: Grid, i: int, state: History, noise: NoiseSource | None = None
-    ) -> tuple[Tensor, History]:
-        """Carry x from level i to level i + 1; the state is the estimates so far, oldest first."""
-        here, there = grid.at(i), grid.at(i + 1)
-        now = denoise(x, here)
-        row = self.weights[i - 1] if i else ()
-        mixed = sum((c * (earlier - now) for c, earlier in zip(row, state, strict=True)), now)
-        return move(x, mixed, here, there), (*state, now)
+        rows = []
+        for (here, there), shares in zip(steps_of(grid), ((), *self.weights), strict=False):
+            r, b = ddim_weights(here, there)
+            rest: Number = 1.0 - sum(shares)
+            rows.append(Row(r, b * rest, tuple(b * c for c in reversed(shares))))
+        return Plan(tuple(rows))

@@ -1,0 +1,54 @@
+"""Euler's method in kappa, with EDM's churn if wanted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from fewstep.noise import Grid
+from fewstep.solvers.base import Denoise, NoiseSource, move
+from fewstep.solvers.churn import Churn
+
+__all__ = ["Euler"]
+
+
+@dataclass(frozen=True)
+class Euler:
+    r"""Euler's method for :math:`d(x/\alpha)/d\kappa = (x - \alpha m)/\sigma`.
+
+    Without churn it is DDIM, number for number, and on a straight path it is Euler's method in time: a rule of first
+    order has no coordinate but this one in which constants are exact. One call a step.
+
+    Args:
+        churn: fresh noise before each step; None for none.
+
+    Source:
+        Karras et al. 2022, arXiv:2206.00364, Algorithm 2 without its second-order correction; k-diffusion,
+        sample_euler. Departs from them in: written for any alpha.
+    """
+
+    churn: Churn | None = None
+    order: ClassVar[int] = 1
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether there is churn."""
+        return self.churn is not None
+
+    def nfe(self, grid: Grid) -> int:
+        """One call a step."""
+        return grid.steps
+
+    def init(self, x: Tensor, grid: Grid) -> None:
+        """Remember nothing."""
+
+    def step(
+        self, denoise: Denoise, x: Tensor, grid: Grid, i: int, state: None, noise: NoiseSource | None = None
+    ) -> tuple[Tensor, None]:
+        """Carry x from level i to level i + 1."""
+        here = grid.at(i)
+        if self.churn is not None:
+            x, here = self.churn(x, grid, i, noise)
+        return move(x, denoise(x, here), here, grid.at(i + 1)), None
