@@ -1,19 +1,33 @@
-"""Classifier-free guidance: the formula, what w = 1 costs, and what any other scale costs, measured."""
+"""Guidance: the formulas, what w = 1 costs, and what any other scale costs, measured."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from contracts.inventory import SOLVERS_HERE, f64, gap, solvers
 from contracts.problems import TwoBumps, batch, column
-from fewstep.denoisers import X0, ClassifierFree, NetworkDenoiser
+from contracts.refusals import refuses
+from fewstep.denoisers import (
+    X0,
+    AutoGuidance,
+    ClassifierFree,
+    Denoiser,
+    DynamicThresholding,
+    Interval,
+    NetworkDenoiser,
+    Rescaled,
+    metered,
+)
 from fewstep.errors import ConfigError, ShapeError
 from fewstep.noise import EDM, LinearFlow, NoiseLevel, UniformLam, VPLinear
 from fewstep.sampling import sample
+from fewstep.solvers import DDIM
 
 NULL = {"label": torch.tensor([3])}
 MEANS = f64([-0.8, 0.1, 0.9, 0.0])  # one per class, the last for the null class
@@ -157,3 +171,179 @@ def test_bad_conditions() -> None:
     with pytest.raises(ShapeError) as hit:
         wide(x, level, {"label": torch.tensor([0, 1])})
     assert "(1, 2)" in hit.value.given
+
+
+# Autoguidance
+
+
+def level_of(kappa: float | list[float]) -> NoiseLevel:
+    return EDM().level(f64(kappa))
+
+
+def test_autoguidance_is_the_formula_and_counts_both_models() -> None:
+    x, label, grid = batch((3, 1, 3, 3)), torch.tensor([2, 0, 1]), UniformLam(-3, 3)(VPLinear(), 5)
+    for w, per_call in ((0.0, 2), (1.0, 1), (2.5, 2)):
+        network = Counted()
+        good, worse = NetworkDenoiser(network, X0(), LinearFlow()), TwoBumps(0.5, 0.7)
+        guided = AutoGuidance(good, worse, w)
+        level = LinearFlow().level(f64([0.1, 0.5, 1.0]))
+        want = (1 - w) * worse(x, level) + w * good(x, level, {"label": label})
+        error = gap(guided(x, level, {"label": label}), want)
+        assert error <= 1e-14, f"w={w}: max|a-b| = {error:.2e}"
+        result = sample(guided, DDIM(), grid, x, cond={"label": label})
+        assert (result.nfe, result.network_evals) == (5, 5 * per_call), f"w={w}: {result.network_evals}"
+
+
+def test_autoguidance_does_not_call_the_worse_model_for_nothing() -> None:
+    def never(x: Tensor, level: NoiseLevel, cond: object = None) -> Tensor:
+        raise AssertionError("called")
+
+    x = batch((2, 3))
+    assert gap(AutoGuidance(TwoBumps(), never, 1.0)(x, level_of(0.5)), TwoBumps()(x, level_of(0.5))) == 0
+
+
+# Rescaled guidance
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("shape", [(3, 2, 4, 4), (3, 5), (3, 2, 3, 2, 2)])
+def test_rescaled_is_the_formula(mix: float, shape: tuple[int, ...]) -> None:
+    """Transcribed in numpy, with the deviations of numpy.std."""
+    x, level, good, bad = batch(shape), level_of([0.3, 0.6, 1.5]), TwoBumps(), TwoBumps(0.5, 0.7)
+    given, guided = (rule(x, level).numpy() for rule in (good, AutoGuidance(good, bad, 3.0)))
+    want = [mix * g * (p.std() / g.std()) + (1 - mix) * g for p, g in zip(given, guided, strict=True)]
+    error = gap(Rescaled(AutoGuidance(good, bad, 3.0), mix)(x, level), torch.tensor(np.stack(want)))
+    assert error <= 1e-14, f"max|a-b| = {error:.2e}"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_rescaled_is_that_of_diffusers() -> None:
+    pytest.importorskip("diffusers", reason="parity needs the extra 'diffusers'")
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
+    x, level, label = batch((3, 1, 3, 3)), level_of([0.3, 0.6, 1.5]), torch.tensor([2, 0, 1])
+    bare = NetworkDenoiser(Counted(), X0(), LinearFlow())
+    guided = ClassifierFree(bare, 4.0, NULL)
+    want = rescale_noise_cfg(guided(x, level, {"label": label}), bare(x, level, {"label": label}), 0.7)
+    error = gap(Rescaled(guided)(x, level, {"label": label}), want)
+    assert error <= 1e-14, f"max|a-b| = {error:.2e}"
+
+
+def test_rescaled_costs_nothing_and_keeps_the_contrast() -> None:
+    x, label, grid = batch((3, 1, 3, 3)), torch.tensor([2, 0, 1]), UniformLam(-3, 3)(VPLinear(), 5)
+    for w, per_call in ((1.0, 1), (3.0, 2)):
+        network = Counted()
+        bare = NetworkDenoiser(network, X0(), LinearFlow())
+        rule = Rescaled(ClassifierFree(bare, w, NULL), mix=1.0)
+        result = sample(rule, DDIM(), grid, x, cond={"label": label})
+        assert (result.nfe, result.network_evals, network.calls) == (5, 5 * per_call, 5)
+        got, plain = (d(x, grid.at(2), {"label": label}).flatten(1).std(1) for d in (rule, bare))
+        assert gap(got, plain) <= 1e-14
+
+
+class Pixels:
+    """Estimates that are given, whatever x is."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+    def __call__(self, x: Tensor, level: NoiseLevel, cond: object = None) -> Tensor:
+        return self.values.to(x.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_rescaled_images_without_contrast(dtype: torch.dtype) -> None:
+    """No contrast to bring back: as it was. No contrast to bring it to: none is left. Never NaN, nor in gradients."""
+    flat, busy = torch.full((1, 50), 0.3, dtype=f64(0).dtype), batch((1, 50))
+    x, level = torch.zeros(1, 50, dtype=dtype), level_of(0.5)
+    # good, bad, and how much of the guided estimate must be left; None: what the formula says
+    for good, bad, left in ((flat, flat + 0.2, 1.0), (flat, busy, 0.0), (busy, busy - 0.2, None)):
+        good = good.clone().requires_grad_(True)
+        guidance = AutoGuidance(Pixels(good), Pixels(bad), 2.0)
+        got = Rescaled(guidance, mix=1.0)(x, level)
+        assert got.dtype == dtype
+        assert got.isfinite().all()
+        (grad,) = torch.autograd.grad(got.sum(), good)
+        assert grad.isfinite().all(), f"{grad}"
+        if left is not None:
+            assert gap(got, left * guidance(x, level)) == 0
+
+
+def test_rescaled_single_numbers() -> None:
+    """A sample of one number, and a batch without further axes, have no contrast."""
+    for shape in ((3, 1), (3,)):
+        guidance = AutoGuidance(TwoBumps(), TwoBumps(0.5), 2.0)
+        x, level = batch(shape), level_of([0.3, 0.6, 1.5])
+        assert gap(Rescaled(guidance)(x, level), guidance(x, level)) == 0
+
+
+# Guidance in an interval
+
+
+def test_interval_guides_where_the_noise_is_in_it() -> None:
+    """From kappa_min, excluded, to kappa_max, included; pure noise is kappa = infinity."""
+    inner, outer, x = TwoBumps(), TwoBumps(0.5), batch((2, 3))
+    rule = Interval(inner, outer, 0.25, 2.0)
+    for kappa, inside in ((0.2, False), (0.25, False), (0.26, True), (2.0, True), (2.1, False)):
+        error = gap(rule(x, level_of(kappa)), (inner if inside else outer)(x, level_of(kappa)))
+        assert error == 0, f"kappa={kappa}: max|a-b| = {error:.2e}"
+    noise = NoiseLevel(f64(0.0), f64(1.0))
+    assert gap(rule(x, noise), outer(x, noise)) == 0
+    assert gap(Interval(inner, outer, 0.25, math.inf)(x, noise), inner(x, noise)) == 0
+
+
+def test_interval_costs_one_evaluation_outside() -> None:
+    x, label, grid = batch((3, 1, 3, 3)), torch.tensor([2, 0, 1]), UniformLam(-3, 3)(VPLinear(), 6)
+    kappa = grid.levels.kappa[:-1]
+    inside = int(((kappa > 0.3) & (kappa <= 3)).sum())
+    assert 0 < inside < 6
+    bare = NetworkDenoiser(Counted(), X0(), LinearFlow())
+    for around in (lambda d: d, Rescaled):
+        rule = Interval(around(ClassifierFree(bare, 3.0, NULL)), bare, 0.3, 3.0)
+        result = sample(rule, DDIM(), grid, x, cond={"label": label})
+        assert (result.nfe, result.network_evals) == (6, 6 + inside), f"{result.network_evals}"
+
+
+def test_interval_of_a_mixed_batch_takes_each_sample_to_its_denoiser() -> None:
+    network = Counted()
+    bare = NetworkDenoiser(network, X0(), LinearFlow())
+    guided = ClassifierFree(bare, 3.0, NULL)
+    x, label = batch((4, 1, 4, 4)).requires_grad_(True), torch.tensor([2, 0, 1, 2])
+    kappa = [5.0, 1.0, 0.1, 0.5]
+    want = torch.cat(
+        [
+            (guided if inside else bare)(x[k : k + 1], level_of([kappa[k]]), {"label": label[k : k + 1]})
+            for k, inside in enumerate([False, True, False, True])
+        ]
+    )
+    network.rows = 0
+    with metered() as meter:
+        got = Interval(guided, bare, 0.3, 3.0)(x, level_of(kappa), {"label": label})
+    assert gap(got, want) <= 1e-14, f"max|a-b| = {gap(got, want):.2e}"
+    assert (network.rows, meter.samples) == (6, 6), "two samples of two rows, two of one"
+    grads = [torch.autograd.grad((out**2).sum(), x)[0] for out in (got, want)]
+    assert gap(*grads) <= 1e-13
+
+
+def test_all_guidance_keeps_dtype_and_composes() -> None:
+    def bumps(m: float) -> Denoiser:
+        return lambda x, level, cond=None: TwoBumps(m)(x.double(), level).to(x.dtype)
+
+    for dtype in (torch.float32, torch.bfloat16):
+        x = batch((2, 1, 3, 3)).to(dtype)
+        auto = AutoGuidance(bumps(0.8), bumps(0.5), 2.0)
+        rule = DynamicThresholding(Interval(Rescaled(auto), bumps(0.8), 0.3, 3.0))
+        for kappa in (0.1, 1.0, [0.1, 1.0]):
+            assert rule(x, level_of(kappa)).dtype == dtype
+
+
+def test_refused_guidance() -> None:
+    d = TwoBumps()
+    for scale in (math.nan, math.inf):
+        refuses(ConfigError, str(scale), lambda scale=scale: ClassifierFree(d, scale, NULL))
+        refuses(ConfigError, str(scale), lambda scale=scale: AutoGuidance(d, d, scale))
+    for mix in (-0.1, 1.5, math.nan):
+        refuses(ConfigError, f"mix={mix:g}", lambda mix=mix: Rescaled(AutoGuidance(d, d, 2.0), mix))
+    for low, high in ((-1.0, 2.0), (2.0, 1.0), (1.0, 1.0), (math.nan, 1.0), (0.0, math.nan)):
+        refuses(ConfigError, f"kappa {low:g} to {high:g}", lambda low=low, high=high: Interval(d, d, low, high))
+    refuses(ShapeError, "(1,)", lambda: Interval(d, d, 0.3, 3.0)(batch((2, 3)), level_of([0.5])))
