@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from contracts.inventory import SOLVERS_HERE, f64, gap
 from contracts.problems import GRIDS, batch, measure_constants, measure_equivariance, measure_local_slope, measure_slope
-from fewstep.noise import LinearFlow, NoiseLevel, level, perturb
-from fewstep.solvers import ddim, dpmpp, evodiff, heun, ipndm, unipc
-from fewstep.solvers.base import Estimate
+from fewstep.noise import LinearFlow, level, perturb
+from fewstep.solvers import ddim, deis, dpmpp, dpmpp_2s, evodiff, heun, ipndm, multistep, unipc
+from fewstep.solvers.coeffs import Level, Number
+from fewstep.solvers.multistep import Row
 
 Patch = tuple[Any, str, Any]  # module, name, what takes its place
 
@@ -31,7 +31,7 @@ def good(module: Any, name: str) -> Any:
 def inverted_r() -> list[Patch]:
     """sigma_t / sigma_s for sigma_s / sigma_t in the decay of x."""
 
-    def weights(here: NoiseLevel, there: NoiseLevel) -> tuple[Tensor, Tensor]:
+    def weights(here: Level, there: Level) -> tuple[Number, Number]:
         r = here.sigma / there.sigma
         return r, there.alpha - here.alpha * r
 
@@ -40,51 +40,78 @@ def inverted_r() -> list[Patch]:
 
 def old_sigma_in_the_gain() -> list[Patch]:
     """sigma_t for sigma_s: the gain of m is computed from the level that is left."""
-    return [
-        (
-            ddim,
-            "move",
-            lambda x, m, here, there: (
-                there.sigma / here.sigma * x + (here.alpha - there.alpha * there.sigma / here.sigma) * m
-            ),
-        )
-    ]
+
+    def weights(here: Level, there: Level) -> tuple[Number, Number]:
+        return there.sigma / here.sigma, here.alpha - there.alpha * there.sigma / here.sigma
+
+    return [(ddim, "ddim_weights", weights)]
 
 
 def swapped_alpha_and_sigma() -> list[Patch]:
-    real = good(ddim, "move")
+    real = good(ddim, "ddim_weights")
 
-    def swap(one: NoiseLevel) -> NoiseLevel:
-        return NoiseLevel(one.sigma, one.alpha)
+    def swap(one: Level) -> Level:
+        return Level(one.sigma, one.alpha)
 
-    return [(ddim, "move", lambda x, m, here, there: real(x, m, swap(here), swap(there)))]
+    return [(ddim, "ddim_weights", lambda here, there: real(swap(here), swap(there)))]
 
 
 def gain_without_alpha() -> list[Patch]:
     """1 - r instead of alpha' - alpha r: invisible where alpha is 1."""
-    return [(ddim, "move", lambda x, m, here, there: there.sigma / here.sigma * x + (1 - there.sigma / here.sigma) * m)]
+
+    def weights(here: Level, there: Level) -> tuple[Number, Number]:
+        return there.sigma / here.sigma, 1 - there.sigma / here.sigma
+
+    return [(ddim, "ddim_weights", weights)]
 
 
 def wrong_sign_of_h() -> list[Patch]:
-    real = good(dpmpp, "slope")
-    return [(dpmpp, "slope", lambda earlier, later: -real(earlier, later))]
+    real = good(dpmpp, "midpoint_row")
+
+    def turned(here: Level, before: Level, there: Level) -> Row:
+        row = real(here, before, there)
+        return row._replace(now=row.now + 2 * row.earlier[0], earlier=(-row.earlier[0],))
+
+    return [(dpmpp, "midpoint_row", turned)]
 
 
 def slope_over_the_wrong_step() -> list[Patch]:
     """r inverted in the multistep sense: the difference is divided by the next step instead of the last one."""
 
-    def extrapolate(x: Tensor, now: Estimate, before: Estimate | None, there: NoiseLevel) -> Tensor:
-        if before is None:
-            return dpmpp.move(x, now.denoised, now.level, there)
-        r = (there.lam - now.level.lam) / (now.level.lam - before.level.lam)
-        return dpmpp.move(x, now.denoised + (now.denoised - before.denoised) / (2 * r), now.level, there)
+    def row(here: Level, before: Level, there: Level) -> Row:
+        r, b = dpmpp.ddim_weights(here, there)
+        half = (here.lam - before.lam) / (there.lam - here.lam) / 2
+        return Row(r, b * (1 + half), (-b * half,))
 
-    return [(dpmpp, "extrapolate", extrapolate)]
+    return [(dpmpp, "midpoint_row", row)]
 
 
 def forgotten_half() -> list[Patch]:
-    real = good(dpmpp, "slope")
-    return [(dpmpp, "slope", lambda earlier, later: 2 * real(earlier, later))]
+    real = good(dpmpp, "midpoint_row")
+
+    def doubled(here: Level, before: Level, there: Level) -> Row:
+        row = real(here, before, there)
+        return row._replace(now=row.now - row.earlier[0], earlier=(2 * row.earlier[0],))
+
+    return [(dpmpp, "midpoint_row", doubled)]
+
+
+def history_in_the_wrong_order() -> list[Patch]:
+    """The engine hands the oldest estimate to the weight of the newest."""
+    real = good(multistep, "combine")
+    return [(multistep, "combine", lambda row, x, now, earlier=(): real(row, x, now, earlier[::-1]))]
+
+
+def pair_from_its_middle() -> list[Patch]:
+    """2S whose second step forgets that x has already moved."""
+    real = good(dpmpp_2s, "_second_of_pair")
+
+    def row(start: Level, middle: Level, end: Level) -> Row:
+        right = real(start, middle, end)
+        _, b1 = dpmpp_2s.ddim_weights(start, middle)
+        return right._replace(earlier=(right.earlier[0] + right.x * b1,))
+
+    return [(dpmpp_2s, "_second_of_pair", row)]
 
 
 def trapezoid_in_the_wrong_variable() -> list[Patch]:
@@ -94,13 +121,34 @@ def trapezoid_in_the_wrong_variable() -> list[Patch]:
 
 def logsnr_for_lam() -> list[Patch]:
     """A factor of two in the width of a step."""
-    real = good(unipc, "slope_weight")
+    real = good(unipc, "exponential_moments")
+    return [(unipc, "exponential_moments", lambda h, count: real(2 * h, count))]
 
-    def doubled(here: NoiseLevel, there: NoiseLevel) -> Tensor:
-        two = [NoiseLevel(one.alpha**2, one.sigma**2) for one in (here, there)]
-        return real(*two)
 
-    return [(unipc, "slope_weight", doubled)]
+def moments_without_parts() -> list[Patch]:
+    """Integration by parts that forgets its factor."""
+
+    def moments(h: float, count: int) -> list[float]:
+        found = [float(-torch.expm1(-f64(h)))]
+        for j in range(1, count):
+            found.append(h**j - found[-1])
+        return found
+
+    return [(unipc, "exponential_moments", moments)]
+
+
+def basis_through_the_wrong_points() -> list[Patch]:
+    """Lagrange polynomials of levels in reverse."""
+    real = good(deis, "lagrange")
+    return [(deis, "lagrange", lambda points, moments: real(points, moments)[::-1])]
+
+
+def kappa_for_alpha_kappa() -> list[Patch]:
+    """Noise estimates weighted as if alpha were 1."""
+    real = good(deis, "noise_estimate_row")
+    return [
+        (deis, "noise_estimate_row", lambda here, there, weights: real(here, there, [w / there.alpha for w in weights]))
+    ]
 
 
 def ramp_without_its_line() -> list[Patch]:
@@ -132,10 +180,12 @@ def weights_that_do_not_sum_to_one() -> list[Patch]:
 
 
 def noise_moved_with_the_old_ratio() -> list[Patch]:
-    def along(x: Tensor, eps: Tensor, here: NoiseLevel, there: NoiseLevel) -> Tensor:
-        return there.alpha / here.alpha * x + (there.sigma - here.sigma) * eps
+    real = good(ipndm, "noise_estimate_row")
 
-    return [(ipndm, "_along", along)]
+    def row(here: Level, there: Level, weights: list[Number]) -> Row:
+        return real(here, there, weights)._replace(x=there.sigma / here.sigma)
+
+    return [(ipndm, "noise_estimate_row", row)]
 
 
 SLIPS: list[tuple[str, Callable[[], list[Patch]]]] = [
@@ -147,7 +197,14 @@ SLIPS: list[tuple[str, Callable[[], list[Patch]]]] = [
     ("dpmpp_2m", wrong_sign_of_h),
     ("dpmpp_2m", slope_over_the_wrong_step),
     ("dpmpp_2m", forgotten_half),
+    ("unipc_3", history_in_the_wrong_order),
+    ("dpmpp_2s", pair_from_its_middle),
     ("unipc", logsnr_for_lam),
+    ("unipc_3", logsnr_for_lam),
+    ("unipc_3", moments_without_parts),
+    ("deis", basis_through_the_wrong_points),
+    ("deis_log", basis_through_the_wrong_points),
+    ("deis", kappa_for_alpha_kappa),
     ("evodiff", ramp_without_its_line),
     ("evodiff", ramp_of_the_old_level),
     ("evodiff", corrector_that_adds_its_slope_twice),
@@ -162,7 +219,7 @@ def verdict(name: str) -> dict[str, tuple[float, bool]]:
     rule, order = SOLVERS_HERE[name].rule, min(SOLVERS_HERE[name].order, 2)
     # Two step counts tell order 1 from order 2; the unequal pair of steps sees an inverted ratio, which telescopes.
     slope = min(measure_slope(rule, grid, (32, 128))[0] for grid in ("uniform_lam", "karras"))
-    if not SOLVERS_HERE[name].uniform_kappa_only:
+    if not (SOLVERS_HERE[name].uniform_kappa_only or SOLVERS_HERE[name].in_pairs):
         slope = min(slope, measure_local_slope(rule, 2.0)[0] - 1)
     turn = measure_equivariance(rule)
     still = measure_constants(rule, *GRIDS["karras"], steps=6)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from fewstep.errors import ConfigError
 from fewstep.noise import Grid
-from fewstep.solvers.coeffs import levels_of, nodes, noise_ratio, sqrt
+from fewstep.solvers.coeffs import Level, levels_of, nodes, noise_ratio, sqrt
 from fewstep.solvers.multistep import Multistep, Plan, Row
 
 __all__ = ["DPMpp2MSDE"]
@@ -49,18 +50,18 @@ class DPMpp2MSDE(Multistep):
     def plan(self, grid: Grid) -> Plan:
         """The weights of every step."""
         levels = levels_of(grid)
-        rows = []
-        for i, there in enumerate(levels[1:]):
-            here, *before = nodes(levels, i, 2)
-            q = noise_ratio(here, there)
-            gain = there.alpha * (1 - q ** (1 + self.eta))
-            half = (there.lam - here.lam) / (here.lam - before[0].lam) / 2 if before else 0.0
-            rows.append(
-                Row(
-                    there.sigma / here.sigma * q**self.eta,
-                    gain * (1 + half),
-                    (-gain * half,) if before else (),
-                    there.sigma * sqrt(1 - q ** (2 * self.eta)),
-                )
-            )
-        return Plan(tuple(rows))
+        return Plan(tuple(self._row(nodes(levels, i, 2), levels[i + 1]) for i in range(grid.steps)))
+
+    def _row(self, known: Sequence[Level], there: Level) -> Row:
+        here, *before = known
+        if not (here.is_inside and there.is_inside):
+            return Row(0.0, there.alpha, noise=there.sigma)  # q = 0, where a power of it has no gradient
+        q = noise_ratio(here, there)
+        gain = there.alpha * (1 - q ** (1 + self.eta))
+        half = (there.lam - here.lam) / (here.lam - before[0].lam) / 2 if before else 0.0
+        return Row(
+            there.sigma / here.sigma * q**self.eta,
+            gain * (1 + half),
+            (-gain * half,) if before else (),
+            there.sigma * sqrt(1 - q ** (2 * self.eta)),
+        )
