@@ -107,7 +107,7 @@ SCHEDULES_HERE: dict[str, Schedule] = {
     "linear_flow": LinearFlow(),
     "shifted_flow": ShiftedFlow(shift=3.0),
     "tabulated": Tabulated(),
-    "tabulated_linear": Tabulated.linear(1e-3, 0.06, 200),
+    "tabulated_linear": Tabulated.linear(1e-3, 0.05, 400),
     "tabulated_scaled_linear": Tabulated.scaled_linear(rescale_betas_zero_snr=True),
 }
 

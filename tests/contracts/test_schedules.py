@@ -18,6 +18,7 @@ from fewstep.noise import (
     Karras,
     LinearFlow,
     NoiseLevel,
+    ShiftedFlow,
     UniformLam,
     UniformTime,
     VPCosine,
@@ -47,7 +48,31 @@ def alpha_sigma(name: str, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return alpha, np.sqrt((1 - alpha) * (1 + alpha))
     if name == "linear_flow":
         return 1 - t, t
+    if name == "ve":
+        return np.ones_like(t), np.sqrt(t)
+    if name == "shifted_flow":
+        tau = 3 * t / (1 + 2 * t)
+        return 1 - tau, tau
+    if name.startswith("tabulated"):
+        return between(table(name), t)
     raise AssertionError(f"write down the definition of {name}")
+
+
+def table(name: str) -> np.ndarray:
+    """The alphas_cumprod of the tables here, from their betas."""
+    if name == "tabulated_scaled_linear":
+        alpha = np.sqrt(np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2))
+        return ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
+    line = np.linspace(1e-4, 0.02, 1000) if name == "tabulated" else np.linspace(1e-3, 0.05, 400)
+    return np.cumprod(1 - line)
+
+
+def between(bars: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Levels at t = timestep + 1, the angle on straight lines between the timesteps and from clean data on."""
+    clock, bars = np.arange(len(bars) + 1), np.concatenate([[1.0], bars])
+    sigma_angle = np.interp(t, clock, np.arctan2(np.sqrt(1 - bars), np.sqrt(bars)))
+    alpha_angle = np.interp(t, clock, np.arctan2(np.sqrt(bars), np.sqrt(1 - bars)))
+    return np.sin(alpha_angle), np.sin(sigma_angle)
 
 
 def test_the_list_is_complete() -> None:
@@ -61,8 +86,10 @@ def test_level_is_its_definition(schedule: noise.Schedule, request: pytest.Fixtu
     level = schedule.level(t)
     alpha, sigma = alpha_sigma(name, t.numpy())
     errors = gap(level.alpha, torch.tensor(alpha)), gap(level.sigma / t, torch.tensor(sigma) / t)
-    # The numpy cosine itself loses digits near t = 0: there 1 - alpha is 1e-5 of 1, so 1e-11 is what it can tell.
-    assert max(errors) <= (1e-9 if name == "vp_cosine" else 1e-14), f"{name}: max|a-b| = {errors}"
+    # The numpy cosine itself loses digits near t = 0: there 1 - alpha is 1e-5 of 1, so 1e-11 is what it can tell. The
+    # table multiplies a thousand factors, and 1 - alpha^2 of its first entry is 1e-4 of 1.
+    allowed = 1e-9 if name == "vp_cosine" else 1e-13 if name.startswith("tabulated") else 1e-14
+    assert max(errors) <= allowed, f"{name}: max|a-b| = {errors}"
 
 
 @schedules
@@ -120,10 +147,12 @@ def test_clean_end_is_clean() -> None:
     for name, schedule in SCHEDULES_HERE.items():
         level = schedule.level(zero)
         assert (level.alpha.item(), level.sigma.item()) == (1.0, 0.0), f"{name}: {level} at t = 0"
-    for schedule in (VPCosine(), LinearFlow()):
-        level = schedule.level(torch.ones((), dtype=torch.float64))
-        assert level.alpha.item() == 0.0, f"{schedule}: alpha = {level.alpha.item()} at t = 1"
-        assert abs(level.sigma.item() - 1) <= 1e-15
+    shifts = [ShiftedFlow(shift) for shift in (1.0, 3.0, math.exp(0.5), math.exp(1.15), 0.7)]
+    stretched = SCHEDULES_HERE["tabulated_scaled_linear"]
+    for schedule in (VPCosine(), LinearFlow(), *shifts, stretched):
+        level = schedule.level(f64(schedule.t_range()[1]))
+        assert level.alpha.item() == 0.0, f"{schedule}: alpha = {level.alpha.item()} at its noisy end"
+        assert abs(level.sigma.item() - 1) <= (1e-15 if schedule == VPCosine() else 0), schedule
 
 
 def test_names_of_a_level() -> None:
@@ -161,7 +190,8 @@ def test_perturb_expands_a_level_per_sample() -> None:
 
 
 def test_spacing_list_is_complete() -> None:
-    assert set(SPACINGS) == {"uniform_lam", "karras", "uniform_time", "uniform_flow"}
+    known = {"uniform_lam", "karras", "uniform_time", "uniform_flow", "trailing", "quadratic", "timesteps"}
+    assert set(SPACINGS) == known | {"table_of_levels", "ays_sd15", "ays_sdxl", "ays_svd"}  # see test_spacings.py
 
 
 def test_uniform_lam() -> None:

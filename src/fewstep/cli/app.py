@@ -19,9 +19,15 @@ ModelOption = Annotated[str, typer.Option("--model", help="A bundled model (see 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for what is written; made if missing.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the first image; image k has seed + k.")]
 GuidanceOption = Annotated[float, typer.Option("--guidance", help="Classifier-free guidance; 1 is none.")]
-GridOption = Annotated[str, typer.Option("--grid", help="karras, uniform_lam, uniform_time or uniform_flow.")]
-KappaMaxOption = Annotated[float, typer.Option("--kappa-max", help="First noise level, noise per unit of data.")]
-KappaMinOption = Annotated[float, typer.Option("--kappa-min", help="Last noise level.")]
+_GRIDS = (
+    "karras, uniform_lam, uniform_time, uniform_flow, trailing, quadratic, timesteps (where the model has them), "
+    "table_of_levels, ays_sd15, ays_sdxl or ays_svd"
+)
+_FIRST = "First noise level of karras and uniform_lam, noise per unit of data"
+_LAST = "Last noise level, likewise"
+GridOption = Annotated[str, typer.Option("--grid", help=f"{_GRIDS}.")]
+KappaMaxOption = Annotated[float, typer.Option("--kappa-max", help=f"{_FIRST}.")]
+KappaMinOption = Annotated[float, typer.Option("--kappa-min", help=f"{_LAST}.")]
 
 # The same where a few-step model decides for itself: what is left out is the model's, or else the default named here.
 _OWN = "a few-step model's own, or else"
@@ -31,11 +37,9 @@ StepsChoice = Annotated[
     int | None,
     typer.Option("--steps", help="Steps of the grid, in place of --nfe; of a few-step model, a trained one."),
 ]
-GridNameChoice = Annotated[
-    str, typer.Option("--grid", help=f"karras, uniform_lam, uniform_time or uniform_flow; {_OWN} karras.")
-]
-KappaMaxChoice = Annotated[float | None, typer.Option("--kappa-max", help=f"First noise level; {_OWN} 80.")]
-KappaMinChoice = Annotated[float | None, typer.Option("--kappa-min", help=f"Last noise level; {_OWN} 0.002.")]
+GridNameChoice = Annotated[str, typer.Option("--grid", help=f"{_GRIDS}; {_OWN} karras.")]
+KappaMaxChoice = Annotated[float | None, typer.Option("--kappa-max", help=f"{_FIRST}; {_OWN} 80.")]
+KappaMinChoice = Annotated[float | None, typer.Option("--kappa-min", help=f"{_LAST}; {_OWN} 0.002.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.")]
 
 

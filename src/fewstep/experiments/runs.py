@@ -19,8 +19,8 @@ from fewstep.data import Scenes
 from fewstep.denoisers import Cond
 from fewstep.errors import ConfigError, choose
 from fewstep.models import Model
-from fewstep.noise import SPACINGS, Grid, Karras, Schedule, Spacing, UniformFlow, UniformLam, UniformTime
-from fewstep.sampling import grid_for, sample, start_noise
+from fewstep.noise import SPACINGS, Grid, Karras, Schedule, Spacing, UniformLam
+from fewstep.sampling import SeededNoise, grid_for, sample, start_noise
 from fewstep.solvers import SOLVERS, Solver
 
 __all__ = [
@@ -37,6 +37,8 @@ __all__ = [
     "seeds_of",
 ]
 
+_RANGED = ("karras", "uniform_lam")  # spacings whose ends are asked for
+
 
 @dataclass(frozen=True)
 class GridChoice:
@@ -44,7 +46,8 @@ class GridChoice:
 
     Args:
         spacing: name in SPACINGS.
-        kappa_max: first noise level, noise per unit of data; bounded by what the schedule has.
+        kappa_max: first noise level of karras and uniform_lam, noise per unit of data; bounded by what the schedule
+            has. The others have ranges of their own.
         kappa_min: last noise level, likewise.
     """
 
@@ -64,14 +67,15 @@ class GridChoice:
 
     def describe(self, steps: int) -> str:
         """Say in a protocol what the grid is."""
-        if self.spacing == "uniform_flow":
+        if self.spacing not in _RANGED:
             return f"{self.spacing}, {steps} steps"
         return f"{self.spacing}, kappa {self.kappa_max:g} to {self.kappa_min:g}, {steps} steps"
 
     def rule(self, schedule: Schedule) -> Spacing:
-        """Spacing with this range on a schedule; uniform_time and uniform_flow have ranges of their own."""
+        """Spacing on a schedule, with this range if it takes one."""
         spacing = choose(self.spacing, SPACINGS, "grid")
-        if spacing is UniformTime or spacing is UniformFlow:
+        if self.spacing not in _RANGED:
+            self._refuse_range()
             return spacing()
         if not 0 < self.kappa_min < self.kappa_max:
             raise ConfigError(
@@ -84,6 +88,14 @@ class GridChoice:
         if spacing is UniformLam:
             return UniformLam(lam_min=low, lam_max=high)
         return Karras(kappa_max=math.exp(-low), kappa_min=math.exp(-high))
+
+    def _refuse_range(self) -> None:
+        if (self.kappa_max, self.kappa_min) != (GridChoice.kappa_max, GridChoice.kappa_min):
+            raise ConfigError(
+                f"A grid {self.spacing} from kappa {self.kappa_max:g} to {self.kappa_min:g}",
+                f"Only {' and '.join(_RANGED)} take a range; {self.spacing} has its own",
+                "Leave --kappa-max and --kappa-min out, or use --grid karras",
+            )
 
 
 def make_grid(model: Model, solver: Solver, choice: GridChoice, nfe: int) -> Grid:
@@ -262,7 +274,8 @@ def draw(
         chosen = slice(first, first + batch_size)
         x = start_noise(grid, model.shape, seeds[chosen]).to(model.device)
         some = placed(rows_of(wanted, chosen), model.device)
-        run = sample(denoiser, rule, grid, x, cond=some or None, watch=watch)
+        noise = SeededNoise(tuple(seeds[chosen])) if rule.stochastic else None
+        run = sample(denoiser, rule, grid, x, cond=some or None, watch=watch, noise=noise)
         # Only the end is kept: the trajectories of all batches would fill the memory.
         images.append(run.x.cpu())
         nfe, network_evals = run.nfe, run.network_evals

@@ -1,11 +1,12 @@
 """Noise: levels, schedules, grids and training draws (floor 1)."""
 
 from fewstep.noise.draws import DRAWS, Draw, LogitNormalDraw, LogNormalDraw, UniformDraw, stratified
+from fewstep.noise.flows import LinearFlow, ShiftedFlow
 from fewstep.noise.grid import Grid, check_grid
 from fewstep.noise.level import NoiseLevel, perturb
-from fewstep.noise.schedules import EDM, SCHEDULES, LinearFlow, Schedule, VPCosine, VPLinear
+from fewstep.noise.level_tables import AYS, TableOfLevels
+from fewstep.noise.schedules import EDM, VE, Schedule, VPCosine, VPLinear
 from fewstep.noise.spacing import (
-    SPACINGS,
     Explicit,
     Karras,
     PureNoise,
@@ -15,12 +16,17 @@ from fewstep.noise.spacing import (
     UniformTime,
     flow_grid,
 )
+from fewstep.noise.table import SCHEDULES, SPACINGS
+from fewstep.noise.tabulated import Tabulated
+from fewstep.noise.timesteps import Quadratic, Timesteps, Trailing
 
 __all__ = [
+    "AYS",
     "DRAWS",
     "EDM",
     "SCHEDULES",
     "SPACINGS",
+    "VE",
     "Draw",
     "Explicit",
     "Grid",
@@ -30,8 +36,14 @@ __all__ = [
     "LogitNormalDraw",
     "NoiseLevel",
     "PureNoise",
+    "Quadratic",
     "Schedule",
+    "ShiftedFlow",
     "Spacing",
+    "TableOfLevels",
+    "Tabulated",
+    "Timesteps",
+    "Trailing",
     "UniformDraw",
     "UniformFlow",
     "UniformLam",

@@ -86,8 +86,18 @@ def check_grid(grid: Grid) -> Grid:
     legal = (alpha >= 0) & (sigma >= 0) & size.isfinite() & (size > 0) if fits else alpha
     if not fits or not bool(legal.all() and (torch.atan2(sigma, alpha).diff() < 0).all()):
         raise GridError(
-            f"A grid with times {t.tolist()}, alpha {alpha.tolist()} and sigma {sigma.tolist()}",
+            f"A grid with times {_said(t)}, alpha {_said(alpha)} and sigma {_said(sigma)}",
             "Two or more finite levels whose noise strictly decreases, from the first to the last",
             "Sort the levels, drop the duplicates, or take fewer steps",
         )
     return grid
+
+
+def _said(part: Tensor) -> str:
+    """Numbers of a grid as they are; of a long grid, those around the first that does not fall."""
+    numbers = part.flatten().tolist()
+    if len(numbers) <= 12:
+        return str(numbers)
+    fault = next((i for i in range(1, len(numbers)) if not numbers[i] < numbers[i - 1]), 1)
+    start = max(fault - 3, 0)
+    return f"[{'..., ' if start else ''}{', '.join(map(str, numbers[start : fault + 3]))}, ...]"

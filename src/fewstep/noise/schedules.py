@@ -4,8 +4,9 @@ A schedule maps its own clock ``t`` (0 = clean) to a level and inverts the map e
 :math:`\lambda = \log(\alpha/\sigma)`. Schedules hold plain numbers, no tensors and no device; they compute in the
 dtype of what they are given, so a float64 clock gives float64 levels. The clock of
 
-* ``EDM`` is the noise level itself, ``t = sigma`` with ``alpha = 1``;
-* ``VPLinear``, ``VPCosine`` and ``LinearFlow`` runs from 0 (clean) to 1 (noise).
+* ``EDM`` is the noise level itself, ``t = sigma`` with ``alpha = 1``; that of ``VE`` is its square, the variance;
+* ``VPLinear``, ``VPCosine``, ``LinearFlow`` and ``ShiftedFlow`` runs from 0 (clean) to 1 (noise);
+* ``Tabulated`` counts the timesteps of a discrete model, from 0 (clean) over 1 (its timestep 0) to their number.
 
 ``t_range()`` is the part of the clock that grids and training use: from the clean limit, where lam is still finite, to
 the noisy end. Levels between the clean limit and ``t = 0`` exist; beyond the noisy end there is nothing.
@@ -23,7 +24,7 @@ from torch import Tensor
 from fewstep.errors import ConfigError, LevelError
 from fewstep.noise.level import NoiseLevel
 
-__all__ = ["EDM", "SCHEDULES", "LinearFlow", "Schedule", "VPCosine", "VPLinear"]
+__all__ = ["EDM", "VE", "Schedule", "VPCosine", "VPLinear", "check_limits", "inside", "lam_range_of"]
 
 
 class Schedule(Protocol):
@@ -46,7 +47,7 @@ class Schedule(Protocol):
         ...
 
 
-def _inside(t: Tensor, schedule: Schedule) -> Tensor:
+def inside(t: Tensor, schedule: Schedule) -> Tensor:
     """Refuse times that the schedule does not have; forgive the last bit of rounding at the noisy end."""
     last = schedule.t_range()[1]
     if bool(((t < 0) | (t > last * (1 + 1e-6)) | t.isnan()).any()):
@@ -58,12 +59,14 @@ def _inside(t: Tensor, schedule: Schedule) -> Tensor:
     return t.clamp(max=last)
 
 
-def _lam_range(schedule: Schedule) -> tuple[float, float]:
+def lam_range_of(schedule: Schedule) -> tuple[float, float]:
+    """Values of lam at both ends of the clock, noisy first."""
     clean, noisy = schedule.level(torch.tensor(schedule.t_range(), dtype=torch.float64)).lam.tolist()
     return noisy, clean
 
 
-def _check_limits(schedule: Schedule, low: float, high: float) -> None:
+def check_limits(schedule: Schedule, low: float, high: float) -> None:
+    """Refuse limits of which the clean one is not above 0 and below the noisy one."""
     if not 0 < low < high < math.inf:
         raise ConfigError(
             f"{schedule} with limits {low:g} and {high:g}",
@@ -88,11 +91,11 @@ class EDM:
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
-        _check_limits(self, self.sigma_min, self.sigma_max)
+        check_limits(self, self.sigma_min, self.sigma_max)
 
     def level(self, t: Tensor) -> NoiseLevel:
         """Level with ``alpha = 1`` and ``sigma = t``."""
-        t = _inside(t, self)
+        t = inside(t, self)
         return NoiseLevel(torch.ones_like(t), t)
 
     def t_of_lam(self, lam: Tensor) -> Tensor:
@@ -105,7 +108,46 @@ class EDM:
 
     def lam_range(self) -> tuple[float, float]:
         """The interval ``(-log sigma_max, -log sigma_min)``."""
-        return _lam_range(self)
+        return lam_range_of(self)
+
+
+@dataclass(frozen=True)
+class VE:
+    r"""Variance-exploding levels on the clock of the variance, :math:`t = \sigma^2`, :math:`\alpha = 1`.
+
+    The levels of :class:`EDM`; another clock, so other grids of equal steps and other training times.
+
+    Args:
+        sigma_min: clean limit, data units.
+        sigma_max: noisy end, data units.
+
+    Source:
+        Song et al. 2021, arXiv:2011.13456, Section 3.4, with the clock of Karras et al. 2022, arXiv:2206.00364, Table 1
+        (column VE). Departs from it in: nothing.
+    """
+
+    sigma_min: float = 0.02
+    sigma_max: float = 100.0
+
+    def __post_init__(self) -> None:
+        check_limits(self, self.sigma_min, self.sigma_max)
+
+    def level(self, t: Tensor) -> NoiseLevel:
+        """Level with ``alpha = 1`` and ``sigma = sqrt(t)``."""
+        t = inside(t, self)
+        return NoiseLevel(torch.ones_like(t), t.sqrt())
+
+    def t_of_lam(self, lam: Tensor) -> Tensor:
+        """Variance ``exp(-2 lam)``."""
+        return (-2 * lam).exp()
+
+    def t_range(self) -> tuple[float, float]:
+        """The interval ``(sigma_min^2, sigma_max^2)``."""
+        return self.sigma_min**2, self.sigma_max**2
+
+    def lam_range(self) -> tuple[float, float]:
+        """The interval ``(-log sigma_max, -log sigma_min)``."""
+        return lam_range_of(self)
 
 
 @dataclass(frozen=True)
@@ -128,12 +170,12 @@ class VPLinear:
     t_min: float = 1e-3
 
     def __post_init__(self) -> None:
-        _check_limits(self, self.t_min, 1.0)
-        _check_limits(self, self.beta_min, self.beta_max)
+        check_limits(self, self.t_min, 1.0)
+        check_limits(self, self.beta_min, self.beta_max)
 
     def level(self, t: Tensor) -> NoiseLevel:
         """Level of the variance-preserving process at time t in [0, 1]."""
-        t = _inside(t, self)
+        t = inside(t, self)
         log_alpha = -t * (t * (self.beta_max - self.beta_min) / 4 + self.beta_min / 2)
         return NoiseLevel(log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt())
 
@@ -149,7 +191,7 @@ class VPLinear:
 
     def lam_range(self) -> tuple[float, float]:
         """Values of lam at t = 1 and t = t_min."""
-        return _lam_range(self)
+        return lam_range_of(self)
 
 
 @dataclass(frozen=True)
@@ -172,7 +214,7 @@ class VPCosine:
     t_min: float = 1e-3
 
     def __post_init__(self) -> None:
-        _check_limits(self, self.t_min, 1.0)
+        check_limits(self, self.t_min, 1.0)
         if self.offset < 0:
             raise ConfigError(f"{self} with offset {self.offset:g}", "The offset is 0 or above", "Use 0.008, or 0")
 
@@ -182,7 +224,7 @@ class VPCosine:
 
     def level(self, t: Tensor) -> NoiseLevel:
         """Level of the variance-preserving process at time t in [0, 1]."""
-        t, a = _inside(t, self), self._angle
+        t, a = inside(t, self), self._angle
         # 1 - alpha^2 as a product of sines: the difference of squares would cancel near t = 0.
         variance = (a * t).sin() * (a * (2 - t)).sin()
         return NoiseLevel((a * (1 - t)).sin() / math.sin(a), variance.sqrt() / math.sin(a))
@@ -199,46 +241,4 @@ class VPCosine:
 
     def lam_range(self) -> tuple[float, float]:
         """Minus infinity, and lam at t_min."""
-        return _lam_range(self)
-
-
-@dataclass(frozen=True)
-class LinearFlow:
-    r"""The straight path of rectified flow, :math:`\alpha = 1 - t`, :math:`\sigma = t`; pure noise at t = 1.
-
-    Args:
-        t_min: clean limit of the clock.
-
-    Source:
-        Liu, Gong, Liu 2023, arXiv:2209.03003, Eq. 1. Departs from it in: the clock; here t = 0 is clean.
-    """
-
-    t_min: float = 1e-3
-
-    def __post_init__(self) -> None:
-        _check_limits(self, self.t_min, 1.0)
-
-    def level(self, t: Tensor) -> NoiseLevel:
-        """Level with ``alpha = 1 - t`` and ``sigma = t``."""
-        t = _inside(t, self)
-        return NoiseLevel(1 - t, t)
-
-    def t_of_lam(self, lam: Tensor) -> Tensor:
-        """Time ``sigmoid(-lam)``."""
-        return torch.sigmoid(-lam)
-
-    def t_range(self) -> tuple[float, float]:
-        """The interval ``(t_min, 1)``."""
-        return self.t_min, 1.0
-
-    def lam_range(self) -> tuple[float, float]:
-        """Minus infinity, and lam at t_min."""
-        return _lam_range(self)
-
-
-SCHEDULES: dict[str, type[EDM] | type[VPLinear] | type[VPCosine] | type[LinearFlow]] = {
-    "edm": EDM,
-    "vp_linear": VPLinear,
-    "vp_cosine": VPCosine,
-    "linear_flow": LinearFlow,
-}
+        return lam_range_of(self)

@@ -2,7 +2,7 @@ r"""Spacings: rules that pick the levels of a grid.
 
 A spacing is a rule ``(schedule, steps) -> Grid``. Its grid ends at the schedule's clean limit; ``end="zero"`` replaces
 the last level by ``sigma = 0``. The chains of few-step models start at pure noise: see :class:`UniformFlow` and
-:class:`PureNoise`.
+:class:`PureNoise`. The rules of discrete models are in ``timesteps.py``, published levels in ``level_tables.py``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fewstep.noise.grid import Grid, check_grid
 from fewstep.noise.schedules import Schedule
 
 __all__ = [
-    "SPACINGS",
+    "End",
     "Explicit",
     "Karras",
     "PureNoise",
@@ -27,7 +27,9 @@ __all__ = [
     "UniformFlow",
     "UniformLam",
     "UniformTime",
+    "check_steps",
     "flow_grid",
+    "grid_of",
 ]
 
 End = Literal["limit", "zero"]
@@ -41,8 +43,8 @@ class Spacing(Protocol):
         ...
 
 
-def _grid(schedule: Schedule, t: Tensor, end: str) -> Grid:
-    """Turn times into a grid."""
+def grid_of(schedule: Schedule, t: Tensor, end: str) -> Grid:
+    """Turn times into a grid, whose last level ``end="zero"`` replaces by sigma = 0."""
     if end not in ("limit", "zero"):
         raise ConfigError(
             f"A grid with end={end!r}",
@@ -54,7 +56,8 @@ def _grid(schedule: Schedule, t: Tensor, end: str) -> Grid:
     return check_grid(Grid(schedule.level(t), t))
 
 
-def _count(steps: int) -> int:
+def check_steps(steps: int) -> int:
+    """Refuse grids without a step."""
     if steps < 1:
         raise GridError(f"A grid of {steps} steps", "A grid has at least one step", "Ask for steps >= 1")
     return steps
@@ -107,8 +110,8 @@ class UniformLam:
     def __call__(self, schedule: Schedule, steps: int) -> Grid:
         """Grid of `steps` equal intervals of lam."""
         low, high = _lam_bounds(schedule, self.lam_min, self.lam_max)
-        lam = torch.linspace(low, high, _count(steps) + 1, dtype=torch.float64)
-        return _grid(schedule, schedule.t_of_lam(lam), self.end)
+        lam = torch.linspace(low, high, check_steps(steps) + 1, dtype=torch.float64)
+        return grid_of(schedule, schedule.t_of_lam(lam), self.end)
 
 
 @dataclass(frozen=True)
@@ -142,8 +145,8 @@ class Karras:
         bounds = [None if k is None else -_log(k) for k in (self.kappa_max, self.kappa_min)]
         low, high = _lam_bounds(schedule, *bounds)
         first, last = math.exp(-low / self.rho), math.exp(-high / self.rho)
-        ramp = torch.linspace(first, last, _count(steps) + 1, dtype=torch.float64)
-        return _grid(schedule, schedule.t_of_lam(-self.rho * ramp.log()), self.end)
+        ramp = torch.linspace(first, last, check_steps(steps) + 1, dtype=torch.float64)
+        return grid_of(schedule, schedule.t_of_lam(-self.rho * ramp.log()), self.end)
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ class UniformTime:
         """Grid of `steps` equal intervals of the clock."""
         clean, noisy = schedule.t_range()
         last = 0.0 if self.end == "zero" else clean
-        return _grid(schedule, torch.linspace(noisy, last, _count(steps) + 1, dtype=torch.float64), self.end)
+        return grid_of(schedule, torch.linspace(noisy, last, check_steps(steps) + 1, dtype=torch.float64), self.end)
 
 
 def flow_grid(schedule: Schedule, tau: Tensor) -> Grid:
@@ -196,7 +199,7 @@ class UniformFlow:
 
     def __call__(self, schedule: Schedule, steps: int) -> Grid:
         """Grid of `steps` equal intervals of tau."""
-        return flow_grid(schedule, torch.linspace(1, 0, _count(steps) + 1, dtype=torch.float64)[1:-1])
+        return flow_grid(schedule, torch.linspace(1, 0, check_steps(steps) + 1, dtype=torch.float64)[1:-1])
 
 
 @dataclass(frozen=True)
@@ -226,13 +229,13 @@ class Explicit:
 
     def __call__(self, schedule: Schedule, steps: int) -> Grid:
         """Grid through the given times; `steps` must be their number less one."""
-        if len(self.t) != _count(steps) + 1:
+        if len(self.t) != check_steps(steps) + 1:
             raise GridError(
                 f"{len(self.t)} explicit times for a grid of {steps} steps",
                 "A grid has one level more than steps",
                 f"Ask for {len(self.t) - 1} steps, or give {steps + 1} times",
             )
-        return _grid(schedule, torch.tensor(self.t, dtype=torch.float64), "limit")
+        return grid_of(schedule, torch.tensor(self.t, dtype=torch.float64), "limit")
 
 
 def _log(kappa: float) -> float:
@@ -243,11 +246,3 @@ def _log(kappa: float) -> float:
             "Give the smallest level above 0, and end='zero' to finish at sigma = 0",
         )
     return math.log(kappa)
-
-
-SPACINGS: dict[str, type[UniformLam] | type[Karras] | type[UniformTime] | type[UniformFlow]] = {
-    "uniform_lam": UniformLam,
-    "karras": Karras,
-    "uniform_time": UniformTime,
-    "uniform_flow": UniformFlow,
-}
