@@ -8,13 +8,14 @@ from torch import nn
 from torch.nn import functional
 
 from fewstep.errors import ConfigError, DtypeError, ShapeError
-from fewstep.networks import NETWORKS, SmallClassifier, SpaceToDepthNet, UNet
+from fewstep.networks import NETWORKS, DiT, SmallClassifier, SpaceToDepthNet, UNet
 from fewstep.networks.embeddings import NoiseEmbedding
 from fewstep.networks.layers import ResBlock, SelfAttention
 
 SMALL: dict[str, dict[str, object]] = {
     "unet": {"width": 8, "multipliers": [1, 2, 2], "blocks": 1, "heads": 2, "embedding": 16, "attention_levels": 1},
     "space_to_depth": {"patch": 4, "width": 16, "blocks": 2, "heads": 2, "detail": 4, "embedding": 16},
+    "dit": {"patch": 4, "width": 16, "blocks": 2, "heads": 2, "mlp_ratio": 2, "embedding": 16},
 }
 
 
@@ -132,6 +133,9 @@ def test_impossible_networks() -> None:
         UNet(multipliers=[1, 2], attention_levels=4)
     with pytest.raises(ConfigError, match="3 attention heads for 16 channels"):
         SpaceToDepthNet(width=16, heads=3)
+    for width, heads in ((16, 3), (18, 2)):
+        with pytest.raises(ConfigError, match=f"width={width} with heads={heads}.*a multiple of 4"):
+            DiT(width=width, heads=heads)
 
 
 def test_attention_is_softmax_attention() -> None:
@@ -183,10 +187,17 @@ def test_noise_embedding_tells_close_labels_apart_in_any_precision() -> None:
     [
         *((UNet, {name: 0}, f"{name}=0") for name in ("channels", "width", "blocks")),
         *((SpaceToDepthNet, {name: 0}, f"{name}=0") for name in ("channels", "width", "blocks", "patch", "detail")),
+        *((DiT, {name: 0}, f"{name}=0") for name in ("channels", "patch", "width", "blocks", "heads", "mlp_ratio")),
         *((SmallClassifier, {name: 0}, f"{name}=0") for name in ("channels", "n_classes", "width", "dim")),
         *((UNet, {name: -1}, f"{name}=-1") for name in ("heads", "n_classes", "attention_levels")),
         *((SpaceToDepthNet, {name: -1}, f"{name}=-1") for name in ("heads", "n_classes")),
-        *((made, {"embedding": n}, f"embedding={n}") for made in (UNet, SpaceToDepthNet) for n in (0, -2, 15, 16.0)),
+        *(
+            (made, {"embedding": n}, f"embedding={n}")
+            for made in (UNet, SpaceToDepthNet, DiT)
+            for n in (0, -2, 15, 16.0)
+        ),
+        (DiT, {"n_classes": -1}, "n_classes=-1"),
+        (DiT, {"mlp_ratio": 2.5}, "mlp_ratio=2.5"),
         (UNet, {"width": 8.0}, "width=8.0"),
         (UNet, {"multipliers": (1, 0)}, r"multipliers\[1\]=0"),
         (UNet, {"multipliers": (1, 1.5)}, r"multipliers\[1\]=1.5"),

@@ -12,12 +12,14 @@ from fewstep.networks.base import Network
 from fewstep.networks.caption import CaptionEncoder, Vocabulary
 from fewstep.networks.classifier import SmallClassifier
 from fewstep.networks.critic import PixelCritic, ProjectedCritic, VectorCritic
+from fewstep.networks.dit import DiT
 from fewstep.networks.space_to_depth import SpaceToDepthNet
 from fewstep.networks.unet import UNet
 
 __all__ = [
     "NETWORKS",
     "CaptionEncoder",
+    "DiT",
     "Network",
     "PixelCritic",
     "ProjectedCritic",
@@ -28,4 +30,4 @@ __all__ = [
     "Vocabulary",
 ]
 
-NETWORKS: dict[str, type[nn.Module]] = {"space_to_depth": SpaceToDepthNet, "unet": UNet}
+NETWORKS: dict[str, type[nn.Module]] = {"dit": DiT, "space_to_depth": SpaceToDepthNet, "unet": UNet}
