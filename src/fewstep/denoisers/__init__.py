@@ -1,7 +1,8 @@
 """Denoisers: from networks, guidance and exact distributions to estimates of the data (floor 2)."""
 
 from fewstep.denoisers.base import Cond, Denoiser, Meter, evaluate, metered, record_evaluation
-from fewstep.denoisers.guidance import AutoGuidance, ClassifierFree, Guidance, Guided, Interval, Rescaled
+from fewstep.denoisers.guidance import AutoGuidance, ClassifierFree, Guidance, Guided, Rescaled
+from fewstep.denoisers.guidance_interval import Interval
 from fewstep.denoisers.oracle import KDE, EmpiricalData, Gaussian, GaussianMixture
 from fewstep.denoisers.predictions import PREDICTIONS, X0, EDMPrecond, Eps, Flow, Prediction, V
 from fewstep.denoisers.thresholding import DynamicThresholding

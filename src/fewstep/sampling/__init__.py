@@ -1,7 +1,9 @@
-"""Sampling: the one loop, how to differentiate it, and noise that belongs to a sample (floor 4)."""
+"""Sampling: the one loop, how to differentiate it, noise that belongs to a sample, and editing (floor 4)."""
 
 from fewstep.sampling.budget import grid_for
 from fewstep.sampling.chain import Chained, resolve
+from fewstep.sampling.edit import Start, inpaint, start_from
+from fewstep.sampling.invert import Inversion, invert
 from fewstep.sampling.learned import LearnedChain, from_table
 from fewstep.sampling.loop import Sample, sample
 from fewstep.sampling.noise import START, SeededNoise, start_noise
@@ -13,15 +15,20 @@ __all__ = [
     "Chained",
     "Checkpointed",
     "Full",
+    "Inversion",
     "LastSteps",
     "LearnedChain",
     "NoGrad",
     "Sample",
     "SeededNoise",
+    "Start",
     "Unroll",
     "from_table",
     "grid_for",
+    "inpaint",
+    "invert",
     "resolve",
     "sample",
+    "start_from",
     "start_noise",
 ]
