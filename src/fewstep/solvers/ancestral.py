@@ -28,7 +28,7 @@ class EulerAncestral(Multistep):
 
     Source:
         Song et al. 2021, arXiv:2011.13456, Appendix F (ancestral sampling of VE); Crowson, k-diffusion,
-        sample_euler_ancestral. Departs from them in: written for any alpha; fresh noise has unit variance.
+        sample_euler_ancestral. Departs from it in: written for any alpha; fresh noise has unit variance.
     """
 
     eta: float = 1.0

@@ -8,17 +8,14 @@ The probability-flow ODE in terms of ``denoised`` :math:`m` is linear in the sam
 
 so every solver of this package is a way to approximate one integral of m. A constant m gives the mother of all steps,
 ``x' = r x + b m`` with ``r = sigma'/sigma`` and ``b = alpha' - alpha r``: finite at pure noise (u = 0) and at
-clean data (sigma' = 0). Solvers of higher order replace m by m plus a slope; the slope is per unit of lam, and
+clean data (sigma' = 0). Rules of higher order replace m by a polynomial through earlier estimates, in lam, or work with
+the noise estimate and kappa instead (:mod:`fewstep.solvers.coeffs`).
 
-.. math:: \sigma' \int_u^{u'} (\lambda - \lambda_u)\, du = \alpha'(h - 1 + e^{-h}), \quad h = \lambda' - \lambda
-
-is the exact weight of a constant slope (:func:`slope_weight`).
-
-One rule for all ends: **a slope in lam is used only between finite lam**. A step that reaches ``sigma = 0`` is a plain
-DDIM step (it returns ``alpha' m``), and an estimate made at ``alpha = 0`` enters no slope in lam. It enters the step
-that starts there and no later one: as the constant of a DDIM step, or, in solvers that correct, with half the weight of
-a trapezoid in u, where pure noise is the finite point u = 0. EVODiff's default takes its slopes in a coordinate that is
-bounded at both ends and needs no rule.
+One rule for all ends: **a polynomial in lam is used only between finite lam**. A step that reaches ``sigma = 0`` is a
+plain DDIM step (it returns ``alpha' m``), and an estimate made at ``alpha = 0`` enters no polynomial. It enters the step
+that starts there and no later one: as the constant of a DDIM step, or, in rules that correct, with half the weight of
+a trapezoid in u, where pure noise is the finite point u = 0. Rules in kappa need this at ``alpha = 0`` only. No rule
+lowers its order on the last steps because they are the last.
 
 A solver is a frozen rule. What it remembers goes in and comes out of `step` as its state, so one object serves any
 number of trajectories, and re-running a step (activation checkpointing does) changes nothing.

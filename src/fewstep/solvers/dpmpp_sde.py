@@ -34,7 +34,7 @@ class DPMpp2MSDE(Multistep):
 
     Source:
         Lu et al. 2022, arXiv:2211.01095, Appendix (SDE-DPM-Solver++ 2M); k-diffusion, sample_dpmpp_2m_sde, midpoint.
-        Departs from them in: steps at infinite lam use no slope.
+        Departs from it in: steps at infinite lam use no slope.
     """
 
     eta: float = 1.0

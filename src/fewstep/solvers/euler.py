@@ -26,7 +26,7 @@ class Euler:
 
     Source:
         Karras et al. 2022, arXiv:2206.00364, Algorithm 2 without its second-order correction; k-diffusion,
-        sample_euler. Departs from them in: written for any alpha.
+        sample_euler. Departs from it in: written for any alpha.
     """
 
     churn: Churn | None = None

@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from fewstep.noise import Grid
@@ -82,10 +83,10 @@ def combine(row: Row, x: Tensor, now: Tensor, earlier: Sequence[Tensor] = ()) ->
 
 def _add(total: Tensor, weight: Number, estimate: Tensor) -> None:
     """Add in place, which autograd allows: no operation here keeps its result."""
-    if isinstance(weight, Tensor):
+    if isinstance(weight, Tensor) and torch.is_grad_enabled():
         total += weight * estimate
     else:
-        total.add_(estimate, alpha=weight)
+        total.add_(estimate, alpha=float(weight))  # one pass over the memory
 
 
 class Multistep(ABC):

@@ -23,7 +23,7 @@ class Renoise(Multistep):
 
     Source:
         Song et al. 2023, arXiv:2303.01469, Algorithm 1; Luo et al. 2023, arXiv:2310.04378, Algorithm 3. Departs from
-        them in: the boundary scalings (c_skip, c_out) belong to the network's prediction, not to the solver.
+        it in: the boundary scalings (c_skip, c_out) belong to the network's prediction, not to the solver.
     """
 
     order: ClassVar[int] = 1
