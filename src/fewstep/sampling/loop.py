@@ -98,7 +98,8 @@ class _Sentinel:
     seen: list[tuple[Tensor, str, NoiseLevel]] = field(default_factory=list)
 
     def look(self, x: Tensor, what: str, level: NoiseLevel) -> None:
-        self.seen.append((torch.linalg.vector_norm(x.detach(), ord=torch.inf), what, level))
+        low, high = torch.aminmax(x.detach())  # many times faster than the norm of order infinity
+        self.seen.append((torch.maximum(high, -low), what, level))
         if self.check == "each":
             self.report()
 
