@@ -53,7 +53,7 @@ from fewstep.noise import (
     perturb,
 )
 from fewstep.sampling import Checkpointed, LastSteps, grid_for, sample
-from fewstep.solvers import DDIM, IPNDM, SOLVERS, EVODiff
+from fewstep.solvers import DDIM, DEIS, IPNDM, SOLVERS, EVODiff, UniPC
 
 # Names
 
@@ -274,6 +274,11 @@ def test_options() -> None:
     for action, shows in (
         (lambda: IPNDM(order=5), "5"),
         (lambda: IPNDM(order=0), "0"),
+        (lambda: UniPC(order=1), "order=1"),
+        (lambda: UniPC(order=4), "order=4"),
+        (lambda: UniPC(variant="bh3"), "bh3"),
+        (lambda: DEIS(order=1), "order=1"),
+        (lambda: DEIS(variable="lam"), "lam"),
         (lambda: EVODiff(order=3), "3"),
         (lambda: EVODiff(variant="papier"), "papier"),
         (lambda: LastSteps(0), "0"),

@@ -24,6 +24,14 @@ def test_the_first_python_block_runs_and_counts_its_calls(name, capsys):
     assert (int(nfe), int(evals)) == (10, 20 if guided else 10)
 
 
+@pytest.mark.parametrize("name", ["solvers.md"])
+def test_every_python_block_of_the_page_runs(name):
+    found = blocks(ROOT / "docs" / name)
+    assert found
+    for block in found:
+        exec(compile(block, f"docs/{name}", "exec"), {})
+
+
 def test_readme_example_has_at_most_ten_lines():
     lines = [line for line in blocks(ROOT / "README.md")[0].splitlines() if line.strip()]
     assert len(lines) <= 10, f"{len(lines)} lines"

@@ -26,12 +26,18 @@ def test_solvers(cli: Cli) -> None:
     assert ran.code == 0, ran.err
     expected = {
         "ddim": ["1", "no", "10"],
+        "deis": ["3", "no", "10"],
         "dpmpp_2m": ["2", "no", "10"],
+        "dpmpp_2m_sde": ["1", "yes", "10"],
+        "dpmpp_2s": ["2", "no", "10"],
+        "dpmpp_3m": ["2", "no", "10"],
+        "euler_ancestral": ["1", "yes", "10"],
         "evodiff": ["2", "no", "10"],
         "evodiff_paper": ["2", "no", "11"],
         "heun": ["2", "no", "20"],
         "ipndm": ["4*", "no", "10"],
         "unipc": ["2", "no", "10"],
+        "unipc_3": ["3", "no", "10"],
     }
     assert {name: row for name, row in rows(ran.out).items() if name in expected} == expected
     assert "* on steps of equal length in kappa" in ran.out, "the condition of its order"

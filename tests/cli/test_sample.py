@@ -72,8 +72,9 @@ def test_costs_are_those_that_the_network_saw(
     assert evaluated == [4 * guidance] * nfe + [2 * guidance] * nfe
 
 
-def test_an_image_is_made_again_alone(cli: Cli, model: Path, tmp_path: Path) -> None:
-    words = ("--model", model, "--nfe", 6)
+@pytest.mark.parametrize("solver", ["evodiff", "euler_ancestral", "renoise"])
+def test_an_image_is_made_again_alone(cli: Cli, model: Path, tmp_path: Path, solver: str) -> None:
+    words = ("--model", model, "--nfe", 6, "--solver", solver)
     together = sampled(cli, tmp_path / "together", *words, "--seed", 0, "--n", 8)
     alone = sampled(cli, tmp_path / "alone", *words, "--seed", 5, "--n", 1)
     assert alone["classes"] == together["classes"][5:6] == [5]
