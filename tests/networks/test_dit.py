@@ -259,6 +259,14 @@ def test_chosen_by_an_override() -> None:
     refuses(ConfigError, "mlp_ratio", lambda: override(config, ["network.mlp_ratio=2.5"]))
 
 
+def test_the_command_of_the_page_builds_one() -> None:
+    page = Path(__file__).parents[2] / "docs" / "training.md"
+    command = next(line for line in page.read_text(encoding="utf-8").splitlines() if " network=dit " in line)
+    config = override(RunConfig(), [word for word in command.split() if "=" in word])
+    assert DiT(**config.network.arguments).width == 64
+    assert config.train.steps == 1350
+
+
 def test_refusals() -> None:
     network = build()
     refuses(ShapeError, "(2, 2, 4, 5)", lambda: network(normal(2, 2, 4, 5), torch.zeros(2)))
