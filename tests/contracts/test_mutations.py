@@ -35,7 +35,7 @@ def inverted_r() -> list[Patch]:
         r = here.sigma / there.sigma
         return r, there.alpha - here.alpha * r
 
-    return [(heun, "ddim_weights", weights)]
+    return [(heun, "ddim_row", lambda here, there: Row(*weights(here, there)))]
 
 
 def old_sigma_in_the_gain() -> list[Patch]:

@@ -31,6 +31,7 @@ from fewstep.noise import (
 )
 from fewstep.sampling import Full, SeededNoise, sample
 from fewstep.solvers import DDIM, Churn, DPMpp2M, DPMpp2MSDE, Euler, EulerAncestral, Heun, Renoise
+from fewstep.solvers.churn import starts
 
 stochastic = pytest.mark.parametrize("name", STOCHASTIC_HERE)
 
@@ -203,17 +204,18 @@ def test_ddim_with_eta_one_is_ddpm() -> None:
 
 
 def test_churn_raises_the_level_and_no_more() -> None:
-    grid, x = Karras(kappa_max=20.0, kappa_min=0.1)(VPLinear(), 6), torch.zeros(200_000, 1, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    draw = torch.randn(x.shape, dtype=torch.float64, generator=generator)
-    for amount, gamma in ((3.0, 0.5 if math.sqrt(2) - 1 > 0.5 else math.sqrt(2) - 1), (0.6, 0.1)):
-        moved, level = Churn(amount)(x, grid, 2, lambda i, like: draw)
-        here = grid.at(2)
-        assert abs((level.sigma / here.sigma).item() - (1 + gamma)) <= 1e-15
-        assert level.alpha.item() == here.alpha.item()
-        want = (level.sigma**2 - here.sigma**2).item()
-        z = (moved.var().item() / want - 1) / math.sqrt(2 / len(x))
-        assert abs(z) <= 4, f"variance of the added noise: z = {z:.1f}"
+    """EDM's Algorithm 2: (1 + gamma) sigma, reached by noise of exactly the missing variance; nothing outside."""
+    grid = Karras(kappa_max=20.0, kappa_min=0.1)(VPLinear(), 6)
+    for amount, gamma in ((3.0, math.sqrt(2) - 1), (0.6, 0.1)):
+        for i, start in enumerate(starts(grid, Churn(amount, kappa_min=0.5, kappa_max=10.0, scale=1.1))):
+            here = grid.at(i)
+            inside = 0.5 <= here.kappa.item() <= 10.0
+            raised = (1 + gamma if inside else 1.0) * here.sigma.item()
+            assert abs(start.level.sigma.item() - raised) <= 1e-14, f"level {i}"
+            assert start.level.alpha.item() == here.alpha.item()
+            missing = raised**2 - here.sigma.item() ** 2
+            assert abs(start.noise - 1.1 * math.sqrt(missing)) <= 1e-13, f"level {i}: {start.noise}"
+    assert [start.noise for start in starts(grid, None)] == [0.0] * 6
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ clean data (sigma' = 0). Rules of higher order replace m by a polynomial through
 the noise estimate and kappa instead (:mod:`fewstep.solvers.coeffs`).
 
 One rule for all ends: **a polynomial in lam is used only between finite lam**. A step that reaches ``sigma = 0`` is a
-plain DDIM step (it returns ``alpha' m``), and an estimate made at ``alpha = 0`` enters no polynomial. It enters the step
-that starts there and no later one: as the constant of a DDIM step, or, in rules that correct, with half the weight of
-a trapezoid in u, where pure noise is the finite point u = 0. Rules in kappa need this at ``alpha = 0`` only. No rule
+plain DDIM step (it returns ``alpha' m``), and an estimate made at ``alpha = 0`` enters no polynomial. It enters the
+step that starts there and no later one: as the constant of a DDIM step, or, in rules that correct, with half the weight
+of a trapezoid in u, where pure noise is the finite point u = 0. Rules in kappa need this at ``alpha = 0`` only. No rule
 lowers its order on the last steps because they are the last.
 
 A solver is a frozen rule. What it remembers goes in and comes out of `step` as its state, so one object serves any

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +12,9 @@ from torch import Tensor
 from fewstep.errors import ConfigError
 from fewstep.noise import Grid, NoiseLevel
 from fewstep.solvers.base import NoiseSource
+from fewstep.solvers.coeffs import Level, Number, levels_of
 
-__all__ = ["Churn"]
+__all__ = ["Churn", "Start", "starts"]
 
 
 @dataclass(frozen=True)
@@ -49,22 +51,49 @@ class Churn:
                 "Use Churn(40) as EDM does, or no churn",
             )
 
-    def __call__(self, x: Tensor, grid: Grid, i: int, noise: NoiseSource | None) -> tuple[Tensor, NoiseLevel]:
-        """Bring samples at level i to a noisier level.
+    def raise_level(self, here: Level, steps: int) -> tuple[Level, Number]:
+        """Where a step begins.
 
         Args:
-            x: shape (b, *d).
-            grid: the levels.
-            i: index of the step that is about to be made.
-            noise: source of fresh noise.
+            here: level of the grid.
+            steps: of the grid.
 
         Returns:
-            The samples and their level; both unchanged outside the interval.
+            The noisier level, and the standard deviation of the fresh noise that leads there; 0 outside the interval.
         """
-        here = grid.at(i)
-        inside = bool(here.sigma >= self.kappa_min * here.alpha) and bool(here.sigma <= self.kappa_max * here.alpha)
-        if noise is None or not inside:
-            return x, here
-        gamma = min(self.amount / grid.steps, math.sqrt(2) - 1)
-        up = self.scale * math.sqrt((1 + gamma) ** 2 - 1) * here.sigma
-        return x + up * noise(i, x), NoiseLevel(here.alpha, torch.mul(here.sigma, 1 + gamma))
+        if not self.kappa_min * here.alpha <= here.sigma <= self.kappa_max * here.alpha:
+            return here, 0.0
+        gamma = min(self.amount / steps, math.sqrt(2) - 1)
+        return Level(here.alpha, here.sigma * (1 + gamma)), self.scale * here.sigma * math.sqrt((1 + gamma) ** 2 - 1)
+
+
+class Start(NamedTuple):
+    """Where a step begins, once its sample is churned.
+
+    Attributes:
+        level: what the denoiser is asked at.
+        numbers: the same, for weights.
+        noise: standard deviation of the fresh noise; nothing is drawn where it is the number 0.
+    """
+
+    level: NoiseLevel
+    numbers: Level
+    noise: Number
+
+    def churn(self, x: Tensor, i: int, noise: NoiseSource | None) -> Tensor:
+        """Bring samples (b, *d) of step i there."""
+        if noise is None or (isinstance(self.noise, float) and self.noise == 0):
+            return x
+        return x + self.noise * noise(i, x)
+
+
+def starts(grid: Grid, churn: Churn | None) -> list[Start]:
+    """Where every step of a grid begins, with churn or without."""
+    found = []
+    for i, here in enumerate(levels_of(grid)[:-1]):
+        level, noise = (here, 0.0) if churn is None else churn.raise_level(here, grid.steps)
+        asked = (
+            grid.at(i) if level is here else NoiseLevel(*(torch.as_tensor(part, dtype=torch.float64) for part in level))
+        )
+        found.append(Start(asked, level, noise))
+    return found

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
 from fewstep.noise import Grid
-from fewstep.solvers.base import Denoise, NoiseSource, move
-from fewstep.solvers.churn import Churn
+from fewstep.solvers.base import Denoise, NoiseSource
+from fewstep.solvers.churn import Churn, Start, starts
+from fewstep.solvers.coeffs import levels_of
+from fewstep.solvers.multistep import Row, combine, ddim_row
 
 __all__ = ["Euler"]
+
+
+class _Step(NamedTuple):
+    """Where a step begins, and its weights."""
+
+    start: Start
+    row: Row
 
 
 @dataclass(frozen=True)
@@ -41,14 +50,24 @@ class Euler:
         """One call a step."""
         return grid.steps
 
-    def init(self, x: Tensor, grid: Grid) -> None:
-        """Remember nothing."""
+    def init(self, x: Tensor, grid: Grid) -> tuple[_Step, ...]:
+        """Compute the weights."""
+        ends = levels_of(grid)[1:]
+        return tuple(
+            _Step(start, ddim_row(start.numbers, there))
+            for start, there in zip(starts(grid, self.churn), ends, strict=True)
+        )
 
     def step(
-        self, denoise: Denoise, x: Tensor, grid: Grid, i: int, state: None, noise: NoiseSource | None = None
-    ) -> tuple[Tensor, None]:
+        self,
+        denoise: Denoise,
+        x: Tensor,
+        grid: Grid,
+        i: int,
+        state: tuple[_Step, ...],
+        noise: NoiseSource | None = None,
+    ) -> tuple[Tensor, tuple[_Step, ...]]:
         """Carry x from level i to level i + 1."""
-        here = grid.at(i)
-        if self.churn is not None:
-            x, here = self.churn(x, grid, i, noise)
-        return move(x, denoise(x, here), here, grid.at(i + 1)), None
+        start, row = state[i]
+        x = start.churn(x, i, noise)
+        return combine(row, x, denoise(x, start.level)), state

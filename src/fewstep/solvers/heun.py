@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from fewstep.noise import Grid, NoiseLevel
+from fewstep.noise import Grid
 from fewstep.solvers.base import Denoise, NoiseSource
-from fewstep.solvers.churn import Churn
-from fewstep.solvers.coeffs import Number, ddim_weights
+from fewstep.solvers.churn import Churn, Start, starts
+from fewstep.solvers.coeffs import Level, Number, levels_of
+from fewstep.solvers.multistep import Row, combine, ddim_row
 
 __all__ = ["Heun"]
+
+
+class _Step(NamedTuple):
+    """Where a step begins, its Euler step, and the weight of the difference of both estimates, if there is a second."""
+
+    start: Start
+    predict: Row
+    weight: Number | None
 
 
 @dataclass(frozen=True)
@@ -47,25 +56,37 @@ class Heun:
         """Two calls a step, one for a last step to sigma = 0."""
         return 2 * grid.steps - (0 if bool(grid.at(-1).sigma > 0) else 1)
 
-    def init(self, x: Tensor, grid: Grid) -> None:
-        """Remember nothing."""
+    def init(self, x: Tensor, grid: Grid) -> tuple[_Step, ...]:
+        """Compute the weights."""
+        ends = levels_of(grid)[1:]
+        return tuple(_weights(start, there) for start, there in zip(starts(grid, self.churn), ends, strict=True))
 
     def step(
-        self, denoise: Denoise, x: Tensor, grid: Grid, i: int, state: None, noise: NoiseSource | None = None
-    ) -> tuple[Tensor, None]:
+        self,
+        denoise: Denoise,
+        x: Tensor,
+        grid: Grid,
+        i: int,
+        state: tuple[_Step, ...],
+        noise: NoiseSource | None = None,
+    ) -> tuple[Tensor, tuple[_Step, ...]]:
         """Carry x from level i to level i + 1."""
-        here, there = grid.at(i), grid.at(i + 1)
-        if self.churn is not None:
-            x, here = self.churn(x, grid, i, noise)
-        r, b = ddim_weights(here, there)
-        m = denoise(x, here)
-        predicted = r * x + b * m
-        if not bool(there.sigma > 0):
-            return predicted, None
-        return predicted + _trapezoid_weight(here, there, b) * (denoise(predicted, there) - m), None
+        start, predict, weight = state[i]
+        x = start.churn(x, i, noise)
+        m = denoise(x, start.level)
+        predicted = combine(predict, x, m)
+        if weight is None:
+            return predicted, state
+        # As a difference: the weight may be large, and a constant must stay exact.
+        return predicted + weight * (denoise(predicted, grid.at(i + 1)) - m), state
 
 
-def _trapezoid_weight(here: NoiseLevel, there: NoiseLevel, b: Number) -> Number:
-    if not bool(here.alpha > 0):
+def _weights(start: Start, there: Level) -> _Step:
+    predict = ddim_row(start.numbers, there)
+    return _Step(start, predict, _trapezoid_weight(start.numbers, there, predict.now) if there.sigma > 0 else None)
+
+
+def _trapezoid_weight(here: Level, there: Level, b: Number) -> Number:
+    if not here.alpha > 0:
         return b / 2
     return there.alpha * (here.kappa / there.kappa - 1) / 2
