@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from fewstep.errors import ConfigError, GridError, LevelError
 from fewstep.noise import (
     AYS,
     EDM,
+    SCHEDULES,
     SPACINGS,
     Explicit,
     Grid,
@@ -82,14 +84,15 @@ def test_trailing_timesteps_are_those_of_diffusers() -> None:
     """Every number of steps; for some of them diffusers' own list has one timestep too many, timestep -1."""
     diffusers = pytest.importorskip("diffusers", reason="parity needs the extra 'diffusers'")
     theirs = diffusers.DDIMScheduler(beta_schedule="scaled_linear", timestep_spacing="trailing")
-    surplus = 0
+    surplus: list[int] = []
     for steps in range(1, 1001):
         theirs.set_timesteps(steps)
         want = theirs.timesteps.tolist()
-        surplus += len(want) - steps
+        surplus += [steps] * (len(want) - steps)
         got = (Trailing()(SD, steps).t[:-1] - 1).int().tolist()
         assert got == want[:steps], f"{steps} steps: {got} and {want}"
-    print(f"diffusers has {surplus} surplus timesteps")
+    print(f"diffusers makes one timestep too many for {len(surplus)} numbers of steps, {surplus[:3]} ...")
+    assert (len(surplus), surplus[:1]) in ((62, [61]), (0, [])), "the page says for how many numbers of steps"
 
 
 @parity
@@ -179,10 +182,13 @@ def test_the_default_timesteps_are_four_trailing_steps() -> None:
 
 
 def test_leading_timesteps_can_be_written_and_do_not_begin_at_the_end() -> None:
-    """The trap: four leading steps of Stable Diffusion (offset 1) begin at 751, where a fifth of x is data."""
-    leading = Timesteps((751, 501, 251, 1))(SD, 4)
-    assert leading.at(0).kappa.item() < SD.level(f64(1000.0)).kappa.item() / 2
-    assert Trailing()(SD, 4).t[0].item() == 1000.0
+    """The trap of the page: four leading steps of Stable Diffusion (offset 1) begin where alpha is 0.24, not 0.07."""
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    for first, spacing in ((751, Timesteps((751, 501, 251, 1))), (999, Trailing())):
+        grid, want = spacing(SD, 4), math.sqrt(np.prod(1 - betas[: first + 1]))
+        assert grid.t[0].item() == first + 1
+        assert abs(grid.at(0).alpha.item() - want) <= 1e-13, first
+        assert round(want, 2) == {751: 0.24, 999: 0.07}[first]
 
 
 def test_chains_hold_spacings() -> None:
@@ -276,3 +282,43 @@ def test_the_command_line_names_every_grid() -> None:
     for option in (app.GridOption, app.GridNameChoice):
         said = set(re.findall(r"\w+", option.__metadata__[0].help))
         assert set(SPACINGS) <= said, set(SPACINGS) - said
+
+
+@pytest.mark.parametrize("name", SPACINGS)
+def test_grids_by_name(name: str) -> None:
+    """What --grid makes is the spacing itself; only two of them take a range, and the others refuse one."""
+    runs = pytest.importorskip("fewstep.experiments.runs", reason="sampling by names needs the extra 'cli'")
+    schedule = Tabulated() if name != "ays_svd" else SCHEDULES_HERE["tabulated_scaled_linear"]
+    ranged = name in ("karras", "uniform_lam")
+    choice = runs.GridChoice(name, 50.0, 0.05) if ranged else runs.GridChoice(name)
+    bounds = {"karras": {"kappa_max": 50.0, "kappa_min": 0.05},
+              "uniform_lam": {"lam_min": -math.log(50.0), "lam_max": -math.log(0.05)}}  # fmt: skip
+    got, want = choice.rule(schedule)(schedule, 4), SPACINGS[name](**bounds.get(name, {}))(schedule, 4)
+    assert gap(got.t, want.t) <= 1e-9, f"{got.t.tolist()} and {want.t.tolist()}"
+    said = f"{name}, kappa 50 to 0.05, 4 steps" if ranged else f"{name}, 4 steps"
+    assert choice.describe(4) == said
+    if not ranged:
+        for other in (runs.GridChoice(name, kappa_max=5.0), runs.GridChoice(name, kappa_min=0.1)):
+            error = refuses(ConfigError, name, lambda other=other: other.rule(schedule))
+            assert "karras" in error.todo
+
+
+# The page
+
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "schedules.md"
+
+
+def test_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its block, as a reader would paste it; the numbers in its comments are what it prints."""
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    exec(compile(block, PAGE.name, "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "[1000.0, 750.0, 500.0, 250.0, 0.0]"
+    assert "[1.0, 0.9, 0.75, 0.5, 0.0]" in lines
+    assert abs(ShiftedFlow.of_tokens(4096).shift - math.exp(1.15)) <= 1e-14
+
+
+def test_the_page_names_every_schedule_and_spacing() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert [name for name in (*SCHEDULES, *SPACINGS) if f"`{name}`" not in text] == []

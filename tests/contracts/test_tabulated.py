@@ -145,6 +145,17 @@ def test_ends_of_lam() -> None:
     assert bool(grad.isfinite().all()), grad.tolist()
 
 
+def test_precision_of_times() -> None:
+    """float32 in, float32 out: a time is right to a few of its last digits, and lam is what the level has."""
+    for table in (Tabulated(), STRETCHED):
+        lam = torch.linspace(-4, 4, 101)
+        t, want = table.t_of_lam(lam), table.t_of_lam(lam.double())
+        assert t.dtype == torch.float32
+        assert gap(t, want) <= 1e-4, f"{table}: t off by {gap(t, want):.2e} of a timestep"
+        inside = t > 1
+        assert gap(table.level(t[inside]).lam, lam[inside]) <= 1e-5
+
+
 def test_a_table_first_used_without_gradients() -> None:
     table = Tabulated.linear(num_train_timesteps=77)
     with torch.inference_mode():

@@ -68,8 +68,7 @@ class TableOfLevels:
         place = torch.linspace(0, len(lams) - 1, check_steps(steps) + 1, dtype=torch.float64)
         i = place.floor().clamp(max=len(lams) - 2).long()
         table, fraction = torch.tensor(lams, dtype=torch.float64), place - i
-        lam = (1 - fraction) * table[i] + fraction * table[i + 1]
-        return grid_of(schedule, schedule.t_of_lam(lam), self.end)
+        return grid_of(schedule, schedule.t_of_lam(torch.lerp(table[i], table[i + 1], fraction)), self.end)
 
     def _within(self, schedule: Schedule) -> tuple[float, ...]:
         """The table, its first level held to the schedule's noisy end if it is past it by rounding only."""

@@ -158,7 +158,7 @@ class Tabulated:
         i = t.detach().floor().clamp(max=len(self.alphas_cumprod) - 1).long()
         fraction = t - i
         phi, psi = (
-            (1 - fraction) * knots[i] + fraction * knots[i + 1]  # exact at both ends of the interval
+            torch.lerp(knots[i], knots[i + 1], fraction)
             for knots in (part.to(t.device, t.dtype) for part in _knots(self.alphas_cumprod))
         )
         return NoiseLevel(psi.sin(), phi.sin())
