@@ -22,6 +22,7 @@ $(VENV)/.user: pyproject.toml constraints.txt
 $(VENV)/.dev: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	$(PIP) install -q --no-deps -c constraints.txt k-diffusion  # one file is read, and none of what it needs is wanted
 	touch $(VENV)/.user $@
 
 demo: $(VENV)/.user  ## the main job on the bundled model and on real digits; writes demo/report.html

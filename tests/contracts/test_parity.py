@@ -1,144 +1,159 @@
-"""T9: elementwise parity with diffusers in float64.
+"""T9: elementwise parity with diffusers in float64, of the rules that draw nothing. How: see contracts/parity.py.
 
-The schedulers are set up as users do; then their float32 `sigmas` or `alphas_cumprod` are promoted to float64 and our
-grid takes those very numbers. DPMSolverMultistepScheduler, EulerDiscreteScheduler and the flow schedulers cast the
-sample to float32 inside `step`, so for DPM-Solver++ 2M their update functions are called directly, with the order that
-`step` would choose; for the straight path the float32 loop itself is compared, unpromoted, to 1e-5.
-
-What is matched, per test: last step, final sigma, solver type. Beyond that nothing is adjusted.
+What is matched, per test: last step, final sigma, solver type. With final_sigmas_type "sigma_min" most sigma options
+repeat the smallest sigma, a step of no length, which is left out. FlowMatchHeunDiscreteScheduler has no counterpart
+here: it is the trapezoid in time, and our Heun the one in kappa.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
 
-from contracts.inventory import gap
+from contracts.parity import (
+    F64,
+    LATENT,
+    SHAPE,
+    SPACINGS,
+    TRAIN,
+    close,
+    edm_grid,
+    finals,
+    in_eps,
+    run,
+    run_both,
+    scheduler,
+    spacings,
+    steps_,
+    vp_grid,
+)
 from contracts.problems import TwoBumps, batch
 from fewstep.noise import Grid, NoiseLevel
 from fewstep.sampling import sample
-from fewstep.solvers import DDIM, IPNDM, DPMpp2M, Heun, UniPC
+from fewstep.solvers import (
+    DEIS,
+    IPNDM,
+    DPMpp2M,
+    DPMpp2S,
+    DPMpp3M,
+    Euler,
+    Heun,
+    UniPC,
+)
 
 diffusers = pytest.importorskip("diffusers", reason="parity needs the extra 'diffusers'")
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # numpy 2 in diffusers, not ours
 
-F64 = torch.float64
-STEPS = [2, 5, 10, 20]
-TRAIN = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
-steps_ = pytest.mark.parametrize("steps", STEPS)
 
-
-def grid_of_kappa(kappa: Tensor) -> Grid:
-    """The VP levels that diffusers makes of a sigma / alpha ratio."""
-    alpha = 1 / (kappa**2 + 1).sqrt()
-    return Grid(NoiseLevel(alpha, kappa * alpha), kappa)
-
-
-def close(got: Tensor, want: Tensor, what: str, allowed: float = 1e-10) -> None:
-    error = gap(got, want)
-    print(f"{what}: max|a-b| = {error:.1e}")
-    assert error <= allowed, f"{what}: max|a-b| = {error:.2e}"
-
-
+@pytest.mark.parametrize("promoted", [True, False])
+@pytest.mark.parametrize("order", [2, 3])
+@spacings("karras", "lam", "exponential", "time")
+@finals
 @steps_
-def test_ddim(steps: int) -> None:
-    """DDIMScheduler, eta = 0, trailing steps, no clipping; its last step is to alpha = 1 (set_alpha_to_one)."""
-    theirs = diffusers.DDIMScheduler(
-        **TRAIN, clip_sample=False, set_alpha_to_one=True, prediction_type="sample", timestep_spacing="trailing"
-    )
-    theirs.set_timesteps(steps)
-    theirs.alphas_cumprod = theirs.alphas_cumprod.to(F64)
-    theirs.final_alpha_cumprod = theirs.final_alpha_cumprod.to(F64)
-    # DDIM steps by 1000 // steps from each timestep; where that is past 0 it takes the final alpha.
-    ts = [*theirs.timesteps.tolist(), theirs.timesteps.tolist()[-1] - 1000 // steps]
-    bars = torch.stack([theirs.alphas_cumprod[t] if t >= 0 else theirs.final_alpha_cumprod for t in ts])
-    grid = Grid(NoiseLevel(bars.sqrt(), (1 - bars).sqrt()), torch.tensor(ts, dtype=F64))
-    x = start = batch((3, 2, 4, 4))
-    for i, t in enumerate(theirs.timesteps):
-        x = theirs.step(TwoBumps()(x, grid.at(i)), t, x).prev_sample
-    close(sample(TwoBumps(), DDIM(), grid, start).x, x, f"DDIM, {steps} steps")
-
-
-def multistep(name: str, steps: int, **options: object) -> object:
-    theirs = getattr(diffusers, name)(**TRAIN, solver_order=2, prediction_type="sample", **options)
-    theirs.set_timesteps(steps)
-    theirs.sigmas = theirs.sigmas.to(F64)
-    return theirs
-
-
-@pytest.mark.parametrize("spacing", ["karras", "lam", "time"])
-@pytest.mark.parametrize("final", ["zero", "sigma_min"])
-@steps_
-def test_dpmpp_2m(steps: int, final: str, spacing: str) -> None:
+def test_dpmpp(
+    steps: int, final: str, spacing: str, order: int, promoted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """DPMSolverMultistepScheduler, dpmsolver++, midpoint, lower_order_final off.
 
-    final "zero": its last step, to sigma = 0, is of first order. "sigma_min": the last step is a 2M step; diffusers
-    then repeats the smallest sigma, a step of no length that is left out.
+    final "zero": its last step, to sigma = 0, is of first order. "sigma_min": full order to the end.
     """
-    options = {"karras": {"use_karras_sigmas": True}, "lam": {"use_lu_lambdas": True}, "time": {}}[spacing]
-    theirs = multistep(
-        "DPMSolverMultistepScheduler", steps, algorithm_type="dpmsolver++", solver_type="midpoint",
-        lower_order_final=False, final_sigmas_type=final, **options,
+    run_both(
+        DPMpp2M() if order == 2 else DPMpp3M(), "DPMSolverMultistepScheduler", steps, final,
+        monkeypatch if promoted else None, algorithm_type="dpmsolver++", solver_type="midpoint", solver_order=order,
+        lower_order_final=False, final_sigmas_type=final, **SPACINGS[spacing],
     )  # fmt: skip
-    kappa = theirs.sigmas if final == "zero" else theirs.sigmas[:-1]
-    grid = grid_of_kappa(kappa)
-    x = start = batch((3, 2, 4, 4))
-    history: list[Tensor] = []
-    for i in range(grid.steps):
-        theirs._step_index = i
-        history = [*history, TwoBumps()(x, grid.at(i))][-2:]
-        if len(history) < 2 or not bool(kappa[i + 1] > 0):
-            x = theirs.dpm_solver_first_order_update(history[-1], sample=x)
-        else:
-            x = theirs.multistep_dpm_solver_second_order_update(history, sample=x)
-    close(sample(TwoBumps(), DPMpp2M(), grid, start).x, x, f"DPM++2M, {spacing}, {final}, {steps} steps")
 
 
-@pytest.mark.parametrize("final", ["zero", "sigma_min"])
+@spacings("karras", "time")
+@finals
+@pytest.mark.parametrize("steps", [2, 3, 5, 10, 20])
+def test_dpmpp_2s(steps: int, final: str, spacing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DPMSolverSinglestepScheduler, dpmsolver++, midpoint, order 2, by its own list of orders.
+
+    final "zero" (lower_order_final on): 1, 2, 1, 2... with a last step of order 1, for an even number of steps the
+    last two. "sigma_min", whose last step is left out: 1, 2, 1, 2..., so an even number leaves half a pair, of order 1.
+    """
+    run_both(
+        DPMpp2S(), "DPMSolverSinglestepScheduler", steps, final, monkeypatch, algorithm_type="dpmsolver++",
+        solver_type="midpoint", solver_order=2, lower_order_final=final == "zero" or steps % 2 == 1,
+        final_sigmas_type=final, **SPACINGS[spacing],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("variant", "final"), [("bh1", "sigma_min"), ("bh2", "sigma_min"), ("bh2", "zero")])
+@pytest.mark.parametrize("order", [2, 3])
+@spacings("karras", "exponential", "time")
 @steps_
-def test_unipc(steps: int, final: str) -> None:
-    """UniPCMultistepScheduler through its own `step`: order 2, bh2, predict_x0, karras sigmas.
+def test_unipc(steps: int, final: str, spacing: str, order: int, variant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """UniPCMultistepScheduler, predict_x0, lower_order_final off but for a last step to sigma = 0.
 
-    final "zero": lower_order_final on, so the step to sigma = 0 is of first order. "sigma_min": lower_order_final off,
-    and the repeated smallest sigma is left out.
+    With lower_order_final on all the way it would also take the last step but one at order 2, which we do not. Its bh1
+    returns NaN where sigma = 0, as B = h is infinite there.
     """
-    theirs = multistep(
-        "UniPCMultistepScheduler", steps, solver_type="bh2", predict_x0=True, use_karras_sigmas=True,
-        lower_order_final=final == "zero", final_sigmas_type=final,
+    theirs = scheduler(
+        "UniPCMultistepScheduler", steps, monkeypatch, **TRAIN, prediction_type="sample", solver_order=order,
+        solver_type=variant, predict_x0=True, lower_order_final=False, final_sigmas_type=final, **SPACINGS[spacing],
     )  # fmt: skip
-    theirs.set_begin_index(0)
-    kappa = theirs.sigmas if final == "zero" else theirs.sigmas[:-1]
-    grid = grid_of_kappa(kappa)
-    x = start = batch((3, 2, 4, 4))
+    grid = vp_grid(theirs, final)
+    x = start = batch(SHAPE)
     # The corrector changes x before the prediction of the next step, so diffusers hands the predicted x to the model.
     for i in range(grid.steps):
+        if final == "zero" and i + 1 == grid.steps:
+            theirs.register_to_config(lower_order_final=True)
         x = theirs.step(TwoBumps()(x, grid.at(i)), theirs.timesteps[i], x).prev_sample
-    close(sample(TwoBumps(), UniPC(), grid, start).x, x, f"UniPC-2 bh2, {final}, {steps} steps")
+    got = sample(TwoBumps(), UniPC(order, variant), grid, start).x
+    close(got, x, f"UniPC-{order} {variant}, {spacing}, {final}, {steps} steps")
 
 
+@pytest.mark.parametrize("order", [2, 3])
+@spacings("karras", "exponential", "time")
 @steps_
-def test_heun(steps: int) -> None:
-    """HeunDiscreteScheduler on Karras sigmas, eps prediction, in coordinates x / alpha; ends at sigma = 0 by Euler."""
-    theirs = diffusers.HeunDiscreteScheduler(**TRAIN, prediction_type="epsilon", use_karras_sigmas=True)
-    theirs.set_timesteps(steps)
-    theirs.sigmas = theirs.sigmas.to(F64)
-    theirs.set_begin_index(0)
-    kappa = torch.cat([theirs.sigmas[:-1:2], theirs.sigmas[-1:]])
-    grid = Grid(NoiseLevel(torch.ones_like(kappa), kappa), kappa)
-    x = start = batch((3, 2, 4, 4)) * kappa[0]
-    # It asks for one call per entry of its doubled list of sigmas; the second of a step is made at the step's end.
-    for t in theirs.timesteps:
-        sigma = theirs.sigmas[theirs.step_index or 0]
-        denoised = TwoBumps()(x, NoiseLevel(torch.ones((), dtype=F64), sigma))
-        x = theirs.step((x - denoised) / sigma, t, x).prev_sample
-    close(sample(TwoBumps(), Heun(), grid, start).x, x, f"Heun, {steps} steps")
+def test_deis(steps: int, spacing: str, order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DEISMultistepScheduler (log-rho), lower_order_final off; it always ends at its smallest sigma."""
+    run_both(
+        DEIS(order, "log_kappa"), "DEISMultistepScheduler", steps, "sigma_min", monkeypatch, solver_order=order,
+        lower_order_final=False, **SPACINGS[spacing],
+    )  # fmt: skip
+
+
+@spacings("karras", "exponential", "time")
+@pytest.mark.parametrize("promoted", [True, False])
+@steps_
+def test_euler(steps: int, promoted: bool, spacing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EulerDiscreteScheduler, in coordinates x / alpha; ends at sigma = 0."""
+    theirs = scheduler(
+        "EulerDiscreteScheduler", steps, monkeypatch if promoted else None, **LATENT, prediction_type="sample",
+        **SPACINGS[spacing],
+    )  # fmt: skip
+    theirs.is_scale_input_called = True
+    grid = edm_grid(theirs.sigmas.to(F64))
+    start = batch(SHAPE).to(theirs.sigmas.dtype) * theirs.sigmas[0]
+    got = sample(TwoBumps(), Euler(), grid, start).x
+    close(got, run(theirs, grid, start), f"Euler, {spacing}, {steps} steps", 1e-10 if promoted else 1e-5)
+
+
+@spacings("karras", "exponential", "time")
+@steps_
+def test_heun(steps: int, spacing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HeunDiscreteScheduler, in coordinates x / alpha; ends at sigma = 0 by Euler.
+
+    It asks for one call per entry of its doubled list of sigmas; the second of a step is made at the step's end.
+    """
+    theirs = scheduler(
+        "HeunDiscreteScheduler", steps, monkeypatch, **TRAIN, prediction_type="epsilon", **SPACINGS[spacing]
+    )
+    grid = edm_grid(torch.cat([theirs.sigmas[:-1:2], theirs.sigmas[-1:]]))
+    start = batch(SHAPE) * grid.at(0).sigma
+    want = in_eps(theirs, lambda: theirs.sigmas[theirs.step_index or 0], start)
+    close(sample(TwoBumps(), Heun(), grid, start).x, want, f"Heun, {spacing}, {steps} steps")
 
 
 @steps_
 def test_ipndm(steps: int) -> None:
-    """IPNDMScheduler through its own `step`, on its own sine schedule; betas are sigma, alphas are alpha there."""
+    """IPNDMScheduler on its own sine schedule; betas are sigma, alphas are alpha there; ends at sigma = 0."""
     theirs = diffusers.IPNDMScheduler(1000)
     theirs.set_timesteps(steps)
     theirs.betas = theirs.betas.to(F64)
@@ -147,28 +162,11 @@ def test_ipndm(steps: int) -> None:
     first = 1  # its first level is alpha = 0, where kappa is infinite: our rule keeps no history from there
     alpha, sigma = theirs.alphas, theirs.betas
     grid = Grid(NoiseLevel(alpha[first:], sigma[first:]), sigma[first:])
-    if grid.steps < 1:
-        pytest.skip("nothing left")
     theirs._step_index = first
-    x = start = batch((3, 2, 4, 4))
+    x = start = batch(SHAPE)
     for i in range(grid.steps):
         level = grid.at(i)
         denoised = TwoBumps()(x, level)
         v = (level.alpha * x - denoised) / level.sigma  # alpha eps - sigma x0 for alpha^2 + sigma^2 = 1
         x = theirs.step(v, theirs.timesteps[i + first], x).prev_sample
     close(sample(TwoBumps(), IPNDM(), grid, start).x, x, f"iPNDM-4, {steps} steps")
-
-
-@steps_
-def test_flow_euler(steps: int) -> None:
-    """FlowMatchEulerDiscreteScheduler, float32 as it casts: Euler on the straight path is DDIM, to 1e-5."""
-    theirs = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)
-    theirs.set_timesteps(steps)
-    theirs.set_begin_index(0)
-    sigma = theirs.sigmas
-    grid = Grid(NoiseLevel(1 - sigma.to(F64), sigma.to(F64)), sigma.to(F64))
-    x = start = batch((3, 2, 4, 4)).float()
-    for i, t in enumerate(theirs.timesteps):
-        flow = (x - TwoBumps()(x, grid.at(i))) / sigma[i]
-        x = theirs.step(flow, t, x).prev_sample
-    close(sample(TwoBumps(), DDIM(), grid, start).x, x, f"flow Euler, {steps} steps, float32", 1e-5)
