@@ -63,6 +63,26 @@ def test_sample_bundled(tmp_path: Path) -> None:
     assert right >= 17, f"{right} of 20 digits are what they should be: {read.tolist()}"
 
 
+def test_edit_bundled(tmp_path: Path) -> None:
+    """Little strength leaves the digit, much changes it; known halves stay; the noise that was found gives it back."""
+    printed = smoke("edit_bundled.py", tmp_path)
+    assert "strength 0.3: 6 of 20 steps, NFE 6\n" in printed
+    pixels = tiles(tmp_path / "edits.png", 28, 2)
+    images = to_unit(pixels.flatten(0, 1)[:, None]).reshape(9, 10, 1, 28, 28)
+    classifier = load_judge("mnist-judge").features.network
+    with torch.no_grad():
+        read = torch.stack([classifier(row).argmax(1) for row in images])
+    digit = torch.arange(10)
+    for row, label in ((0, digit), (1, digit), (3, (digit + 1) % 10), (8, digit)):
+        right = int((read[row] == label).sum())
+        assert right >= 9, f"row {row}: {read[row].tolist()}"
+    known = (images[5:7] - images[0])[..., :14].abs().max()
+    assert known < 0.15, "a grid that ends at kappa 0.02 leaves five deviations of it, and two roundings to 8 bits"
+    (plain, few), (found, many) = re.findall(r"inversion, \d+ iterations: NFE (\d+), largest error ([\d.]+)", printed)
+    assert (int(plain), int(found)) == (20, 80)
+    assert float(many) < 0.25 * float(few)
+
+
 def test_own_denoiser(tmp_path: Path) -> None:
     """Errors fall with the calls, no slower than the order of each solver lets expect, and the points are on a ring."""
     printed = smoke("own_denoiser.py", tmp_path)

@@ -16,9 +16,10 @@ grid from its clean end and looks for the :math:`x_i` that lands on :math:`x_{i+
   the sample; g is the middle, and contracts over all of it.
 
 The ends: clean data (sigma = 0) are their own estimate, so the first backward step is :math:`(\alpha/\alpha') x_0` and
-costs nothing. S of this step is the estimate itself: an image that the network would never make is not reached, and the
-search for it drives the sample away from what noise looks like. At pure noise (alpha = 0) the estimate does not follow
-the sample, and g = 1/r solves the step at once.
+costs nothing. It is measured by the first iteration, and not solved: the end of this step is an estimate, in which the
+network removes whatever it takes for noise, and the search for a sample that keeps it would drive the sample far from
+anything the network knows. At pure noise (alpha = 0) the estimate does not follow the sample, and g = 1/r solves the
+step at once.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ def invert(
         grid: the levels that will be sampled on.
         image: samples at the last level, shape (b, *d), data units.
         solver: the rule that will sample, deterministic and without memory; DDIM if omitted.
-        iterations: evaluations of each step in search of its start; 0 is plain inversion.
+        iterations: evaluations of each step in search of its start; 0 is plain inversion. A step to sigma = 0 is
+            evaluated once.
         cond: conditions passed to the denoiser, batch first.
 
     Returns:
@@ -117,7 +119,8 @@ def invert(
             def miss(z: Tensor, i: int = i, last: Tensor = last) -> Tensor:
                 return last - solver.step(denoise, z, grid, i, fresh)[0]
 
-            x, residual = _closest(miss, _guess(denoise, solver, last, here, there), _gain(here, there), iterations)
+            tries = iterations if there.sigma > 0 else min(iterations, 1)
+            x, residual = _closest(miss, _guess(denoise, solver, last, here, there), _gain(here, there), tries)
             path.insert(0, x)
             residuals.append(residual)
     worst = torch.stack(residuals).amax(0) if iterations else None
@@ -138,8 +141,6 @@ def _guess(denoise: Denoise, solver: Solver, x: Tensor, here: NoiseLevel, there:
 
 def _gain(here: NoiseLevel, there: NoiseLevel) -> Tensor:
     """What a miss at the end of a step says about its start, a scalar."""
-    if there.sigma == 0:
-        return here.alpha / there.alpha
     if here.alpha == 0:
         return here.sigma / there.sigma
     return 2 / (there.sigma / here.sigma + there.alpha / here.alpha)
