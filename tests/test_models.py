@@ -215,6 +215,13 @@ def test_a_full_disk_leaves_the_older_model_whole(tmp_path: Path, monkeypatch: p
 
 
 def test_parts_refuse_what_their_constructor_does_not_take() -> None:
+    assert Part.spelled("unipc:order=3:variant=bh1") == Part("unipc", {"order": 3, "variant": "bh1"})
+    assert Part.spelled("ddim") == Part("ddim")
+    for text, shows in (("ddim:eta", "eta"), ("ddim:=0.5", "''"), ("ddim:", "''")):
+        with pytest.raises(ConfigError) as hit:
+            Part.spelled(text)
+        assert shows in str(hit.value)
+        assert "ddim:eta=0.5" in hit.value.todo
     assert Part("linear_flow", {"t_min": 0.1}).build(SCHEDULES, "schedule") == LinearFlow(t_min=0.1)
     with pytest.raises(UnknownName, match=r"No schedule 'lineer_flow'.*'linear_flow'"):
         Part("lineer_flow").build(SCHEDULES, "schedule")

@@ -7,6 +7,7 @@ arguments of its constructor; building it checks both and names the nearest know
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
@@ -41,6 +42,30 @@ class Part:
                 "A part has a name, which is a word, and named arguments",
                 'Write {"name": "unet", "arguments": {"width": 32}}',
             )
+
+    @classmethod
+    def spelled(cls, text: str) -> Part:
+        """Read a part as it is written on a command line, ``name:argument=value:argument=value``.
+
+        Args:
+            text: such as "ddim:eta=0.5"; values are JSON where they can be, and words where they cannot.
+
+        Returns:
+            The part; whether there is such a thing is seen when it is built.
+
+        Raises:
+            ConfigError: if an argument has no value.
+        """
+        name, *options = text.strip().split(":")
+        pairs = [option.partition("=") for option in options]
+        for key, equals, _ in pairs:
+            if not (key and equals):
+                raise ConfigError(
+                    f"{text!r} with {key!r}",
+                    "Options are written name:argument=value",
+                    "Write for instance ddim:eta=0.5",
+                )
+        return cls(name, {key: _value(value) for key, _, value in pairs})
 
     def __str__(self) -> str:
         return " ".join([self.name, *(f"{name}={value}" for name, value in self.arguments.items())])
@@ -80,3 +105,10 @@ class Part:
                 f"Its arguments are {inspect.signature(made)}",
                 "Correct the arguments",
             ) from error
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -14,6 +14,7 @@ WORDS = Vocabulary(("red", "green", "circle", "square"), 3)
 SMALL: dict[str, dict[str, object]] = {
     "unet": {"width": 8, "multipliers": [1, 2], "blocks": 1, "heads": 2, "embedding": 16},
     "space_to_depth": {"patch": 4, "width": 16, "blocks": 2, "heads": 2, "detail": 4, "embedding": 16},
+    "dit": {"patch": 4, "width": 16, "blocks": 2, "heads": 2, "mlp_ratio": 2, "embedding": 16},
 }
 
 

@@ -31,7 +31,10 @@ KappaMinOption = Annotated[float, typer.Option("--kappa-min", help=f"{_LAST}.")]
 
 # The same where a few-step model decides for itself: what is left out is the model's, or else the default named here.
 _OWN = "a few-step model's own, or else"
-SolverChoice = Annotated[str | None, typer.Option("--solver", help=f"See `fewstep solvers`; {_OWN} evodiff.")]
+SolverChoice = Annotated[
+    str | None,
+    typer.Option("--solver", help=f"See `fewstep solvers`; with options, ddim:eta=0.5; {_OWN} evodiff."),
+]
 NfeChoice = Annotated[int | None, typer.Option("--nfe", help=f"Calls of the network per image; {_OWN} 10.")]
 StepsChoice = Annotated[
     int | None,

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.errors import BudgetError, ConfigError, choose
+from fewstep._part import Part
+from fewstep.errors import BudgetError, ConfigError
 from fewstep.experiments.evaluation.quality import judge_results
 from fewstep.experiments.runs import (
     Drawn,
@@ -43,7 +44,7 @@ class Plan:
     """What to compare.
 
     Args:
-        solvers: names in SOLVERS.
+        solvers: names in SOLVERS, with options as :meth:`~fewstep._part.Part.spelled` reads them.
         nfe: budgets of calls.
         n: images per cell.
         seed: seed of the first image.
@@ -64,7 +65,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name in self.solvers:
-            choose(name, SOLVERS, "solver")
+            Part.spelled(name).build(SOLVERS, "solver")
         if not (self.solvers and self.nfe):
             raise ConfigError(
                 f"A comparison of {len(self.solvers)} solvers at {len(self.nfe)} budgets",
@@ -169,7 +170,7 @@ class Comparison:
 
     def _grid(self, solver: str, nfe: int) -> Grid:
         try:
-            return make_grid(self.model, SOLVERS[solver](), self.plan.grid, nfe)
+            return make_grid(self.model, Part.spelled(solver).build(SOLVERS, "solver"), self.plan.grid, nfe)
         except BudgetError as error:
             raise BudgetError(f"{solver} at {nfe} calls: {error.given}", error.allowed, error.todo) from error
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fewstep._cond import placed, rows_of
+from fewstep._part import Part
 from fewstep.data import Scenes
 from fewstep.denoisers import Cond
 from fewstep.errors import ConfigError, choose
@@ -266,7 +267,7 @@ def draw(
     Returns:
         Images on the host, counts and time.
     """
-    rule = choose(solver, SOLVERS, "solver")() if isinstance(solver, str) else solver
+    rule = Part.spelled(solver).build(SOLVERS, "solver") if isinstance(solver, str) else solver
     denoiser, start = model.guided(guidance), time.perf_counter()
     wanted = {**({} if labels is None else {"label": labels}), **(cond or {})}
     images, nfe, network_evals = [], 0, 0

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 
 from fewstep._chain import Chain
-from fewstep.errors import ConfigError, choose
+from fewstep._part import Part
+from fewstep.errors import ConfigError
 from fewstep.experiments.runs import GridChoice, make_grid
 from fewstep.models import Model
 from fewstep.noise import Grid
@@ -91,7 +92,7 @@ def way_of(
         _refuse_guided(model, guidance)
         return _chained(model, model.config.chain, steps)
     name, choice = solver or DEFAULT_SOLVER, grid or GridChoice()
-    rule = choose(name, SOLVERS, "solver")()
+    rule = Part.spelled(name).build(SOLVERS, "solver")
     if steps is None:
         levels = make_grid(model, rule, choice, nfe := DEFAULT_NFE if nfe is None else nfe)
         return Way(rule, levels, name, _ordinary(model, choice, levels.steps), nfe)

@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from fewstep.errors import ConfigError, choose
+from fewstep._part import Part
+from fewstep.errors import ConfigError
 from fewstep.models import Model, ModelConfig
 from fewstep.noise import SCHEDULES, Karras, UniformFlow
 from fewstep.objectives import Gradient, RandomExit, RandomSteps, Through
@@ -72,7 +73,7 @@ def teacher_of(model: Model, solver: str = "", nfe: int = 0, guidance: float = 1
                 "Guide the denoiser that it was made from, or name a solver for the teacher, such as evodiff",
             )
         return Teacher(denoiser, *resolve(model.config.chain, schedule), data_free)
-    rule = choose(solver or DEFAULT_SOLVER, SOLVERS, "solver")()
+    rule = Part.spelled(solver or DEFAULT_SOLVER).build(SOLVERS, "solver")
     noisiest, cleanest = (math.exp(-lam) for lam in schedule.lam_range())
     spacing = Karras(kappa_max=min(80.0, noisiest), kappa_min=max(0.002, cleanest))
     return Teacher(denoiser, rule, grid_for(rule, spacing, schedule, nfe or DEFAULT_NFE), data_free)
