@@ -72,8 +72,8 @@ def invert(
 ) -> Inversion:
     """Find the samples at the first level of a grid that a solver carries to an image at its last.
 
-    A sample keeps the iterate of the smallest residual, so iterations never make it worse than none. Carries no
-    gradient.
+    In every step a sample keeps the iterate of the smallest residual, the guess of plain inversion among them. Carries
+    no gradient.
 
     Args:
         denoiser: (x, level, cond) -> denoised, the one that will sample.
