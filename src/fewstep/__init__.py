@@ -20,7 +20,10 @@ if TYPE_CHECKING:
         Sample,
         SeededNoise,
         grid_for,
+        inpaint,
+        invert,
         sample,
+        start_from,
         start_noise,
     )
 
@@ -35,7 +38,10 @@ _HOMES = {
         "Sample",
         "SeededNoise",
         "grid_for",
+        "inpaint",
+        "invert",
         "sample",
+        "start_from",
         "start_noise",
     ),
     "fewstep.models": ("Model", "load_model"),
@@ -70,11 +76,14 @@ __all__ = [
     "denoisers",
     "errors",
     "grid_for",
+    "inpaint",
+    "invert",
     "load_model",
     "noise",
     "sample",
     "sampling",
     "solvers",
+    "start_from",
     "start_noise",
 ]
 

@@ -34,7 +34,7 @@ from fewstep._tensor import expand
 from fewstep.denoisers import Cond, Denoiser, evaluate, metered
 from fewstep.errors import ConfigError, GridError, NonFiniteError
 from fewstep.noise import Grid, NoiseLevel, check_grid
-from fewstep.sampling.loop import _check_inputs, _check_output
+from fewstep.sampling.loop import check_inputs, check_output
 from fewstep.solvers import DDIM, Denoise, Solver, move
 
 __all__ = ["Inversion", "invert"]
@@ -100,7 +100,7 @@ def invert(
     """
     solver = DDIM() if solver is None else solver
     _check_options(solver, iterations)
-    _check_inputs(solver, image, cond, None, "end")
+    check_inputs(solver, image, cond, None, "end")
     _check_steps(solver, check_grid(grid), image[:1])
     calls, fresh = 0, solver.init(image, grid)
 
@@ -108,7 +108,7 @@ def invert(
         nonlocal calls
         calls += 1
         denoised = evaluate(denoiser, x, level, cond)
-        _check_output(denoised, x)
+        check_output(denoised, x)
         return denoised
 
     path, residuals = [image], []

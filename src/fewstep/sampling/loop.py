@@ -78,7 +78,7 @@ def sample(
         NonFiniteError: if x or an estimate is NaN or infinite; names the step and the level.
         ConfigError: if a stochastic solver has no noise source, or `check` is unknown.
     """
-    _check_inputs(solver, x, cond, noise, check)
+    check_inputs(solver, x, cond, noise, check)
     check_grid(grid)
     run = _Run(denoiser, solver, grid, cond, noise, watch, _Sentinel(grid, check))
     run.sentinel.look(x, "The initial x", grid.at(0))
@@ -144,7 +144,7 @@ class _Run:
     def step(self, x: Tensor, i: int, state: Any) -> tuple[Tensor, Any]:
         def denoise(x: Tensor, level: NoiseLevel) -> Tensor:
             denoised = evaluate(self.denoiser, x, level, self.cond)
-            _check_output(denoised, x)
+            check_output(denoised, x)
             if not self.closed:
                 self.nfe += 1
                 self.sentinel.look(denoised, f"The denoiser's output in step {i}", level)
@@ -164,7 +164,7 @@ class _Run:
         self.closed = True
 
 
-def _check_inputs(solver: Solver, x: Tensor, cond: Cond, noise: NoiseSource | None, check: str) -> None:
+def check_inputs(solver: Solver, x: Tensor, cond: Cond, noise: NoiseSource | None, check: str) -> None:
     if not x.is_floating_point():
         raise DtypeError(f"Samples of dtype {x.dtype}", "Samples are floating point", "Call x.float() or x.double()")
     if x.ndim < 1 or x.numel() == 0:
@@ -192,7 +192,7 @@ def _check_inputs(solver: Solver, x: Tensor, cond: Cond, noise: NoiseSource | No
         )
 
 
-def _check_output(denoised: Tensor, x: Tensor) -> None:
+def check_output(denoised: Tensor, x: Tensor) -> None:
     if not isinstance(denoised, Tensor):
         raise DtypeError(
             f"The denoiser returned a {type(denoised).__name__}",
