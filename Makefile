@@ -46,8 +46,10 @@ format: $(VENV)/.dev  ## rewrite the code in the house format
 	$(BIN)/ruff check --fix -q .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev  ## the solver table on exact targets; writes benchmarks/results
+bench: $(VENV)/.dev  ## the solver tables; writes benchmarks/results
 	$(BIN)/python -m benchmarks.exact_targets --out benchmarks/results
+	$(BIN)/python -m benchmarks.solver_quality --out benchmarks/results
+	$(BIN)/python -m benchmarks.paper_claim --out benchmarks/results
 
 card: $(VENV)/.dev  ## the numbers of the bundled model's card
 	$(BIN)/python -m benchmarks.model_card --model mnist --out benchmarks/results
