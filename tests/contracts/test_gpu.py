@@ -170,7 +170,7 @@ def test_same_as_the_cpu(name: str, end: str) -> None:
 @pytest.mark.gpu
 @needs_cuda
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "heun", "dpmpp_2m_sde"])
-def test_the_loop_waits_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loop_waits_once(name: str) -> None:
     """`sample` in "error" mode gets through all its steps; the first thing that waits is the report at the end."""
     grid, rule, done = grid_for(name, "finite"), RULES[name](), []
     x, draws = (batch(SHAPE) * grid.at(0).sigma).float().cuda(), batch((STEPS, *SHAPE), seed=4).float().cuda()
