@@ -56,6 +56,8 @@ class Store:
 
     def __init__(self, path: Path, head: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
         self.path, self.content = path, {**head, "machine": dict(machine), "targets": {}}
+        for rule in RULES:  # before anybody can edit the files of the code that runs
+            code_of(rule)
         if path.exists():
             earlier = read_json(path)
             if all(earlier.get(key) == value for key, value in head.items()):

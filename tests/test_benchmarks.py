@@ -9,6 +9,7 @@ from benchmarks.quality import Store, better, make_cell, print_tables, ratio
 from benchmarks.targets import BUDGETS, GRIDS, PER_CHANNEL, RULES, SCHEDULE, Target, code_of, gaussian
 
 from fewstep.metrics import Moments, frechet_distance
+from fewstep.noise import NoiseLevel
 from fewstep.sampling import grid_for, sample, start_noise
 from fewstep.solvers import EVODiff, Solver
 
@@ -94,6 +95,22 @@ def test_the_plain_end_takes_the_gain_of_the_papers_last_step_away() -> None:
         assert len(seen) % NFE == 0
         gap = abs(float(seen[-1]) - gain)
         assert gap <= 1e-12, f"{solver} comes to its last call {gap:.1e} beside {gain:.4f}"
+
+
+def test_the_plain_end_extrapolates_to_the_middle_of_the_last_step() -> None:
+    grid = grid_for(PlainEnd(), GRIDS["karras"], SCHEDULE, NFE)
+    seen: list[torch.Tensor] = []
+
+    def line(x: torch.Tensor, level: NoiseLevel, cond: object = None) -> torch.Tensor:
+        seen.append(x)
+        return level.lam * torch.ones_like(x)
+
+    run = sample(line, PlainEnd(), grid, torch.ones(1, 1, dtype=torch.float64))
+    here, there = grid.at(-2), grid.at(-1)
+    a = there.sigma / here.sigma
+    expected = a * run.trajectory[-2] + (1 - a) * (here.lam + there.lam) / 2
+    gap = apart(seen[-1], expected)
+    assert gap <= 1e-12, f"the last step differs by {gap:.1e}"
 
 
 def test_frechet_distance_along_the_axes_of_a_stretched_and_moved_gaussian() -> None:
