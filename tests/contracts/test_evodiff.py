@@ -249,47 +249,6 @@ def test_gradient_of_a_constant_prediction(name: str) -> None:
         assert error <= 1e-12, f"{name}: max|a-b| = {error:.2e}"
 
 
-def coordinate(kappa: float) -> float:
-    """0 clean, 1 noise, half way at kappa = 2."""
-    return kappa / (kappa + 2)
-
-
-def ramp(here: float, there: float) -> float:
-    """Weight of a constant slope between two kappa, alpha = 1, by quadrature of the integral that defines it."""
-    u, weights = np.polynomial.legendre.leggauss(40)
-    low, high = 1 / here, 1 / there
-    u, weights = (u + 1) / 2 * (high - low) + low, weights / 2 * (high - low)
-    return there * float((weights * (1 / (1 + 2 * u) - coordinate(here))).sum())
-
-
-def test_default_takes_the_stated_minimiser() -> None:
-    """Three steps by hand: the corrector's weight is the minimiser that the docstring states."""
-    kappa = [4.0, 2.0, 1.0, 0.5]
-    grid = Grid(NoiseLevel(torch.ones(4, dtype=torch.float64), f64(kappa)), f64(kappa))
-    said = [batch((2, 1, 2, 2), k) for k in range(3)]
-    calls = iter(said)
-    x = batch((2, 1, 2, 2), 9) * 4
-    got = sample(lambda x, level, cond=None: next(calls), EVODiff(), grid, x)
-    m0, m1, m2 = (m.numpy() for m in said)
-    c0, c1, c2 = map(coordinate, kappa[:3])
-    w01, w12, w23 = (ramp(*pair) for pair in itertools.pairwise(kappa))
-    s_before, s = (m1 - m0) / (c1 - c0), (m2 - m1) / (c2 - c1)
-    # DDIM halves kappa, so it keeps half of x and takes half of denoised; the slope adds its own weight.
-    x1 = 0.5 * x.numpy() + 0.5 * m0 + w01 * s_before
-    x2 = 0.5 * x1 + 0.5 * m1 + w12 * s_before
-    assert np.abs(got.trajectory[2].numpy() - x2).max() <= 1e-13
-    for n in range(2):
-        d = s[n] - s_before[n]
-        eta = min(1.0, max(0.0, float((s[n] * d).sum() / (d * d).sum())))
-        best = (1 - eta) * s[n] + eta * s_before[n]
-        x2_n = 0.5 * x1[n] + 0.5 * m1[n] + w12 * best
-        x3_n = 0.5 * x2_n + 0.5 * m2[n] + w23 * s[n]
-        error = np.abs(got.x[n].numpy() - x3_n).max()
-        assert error <= 1e-12, f"sample {n}, eta {eta:.3f}: max|a-b| = {error:.2e}"
-        others = [np.square((1 - e) * s[n] + e * s_before[n]).sum() for e in np.linspace(0, 1, 101)]
-        assert np.square(best).sum() <= min(others) + 1e-12, "another eta has less variance"
-
-
 @pytest.mark.parametrize("end", ["noise", "clean"])
 @pytest.mark.parametrize("steps", [2, 3, 4])
 def test_default_is_continuous_at_both_ends_of_the_grid(end: str, steps: int) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from contracts.inventory import SOLVERS_HERE, f64, gap
 from contracts.problems import GRIDS, batch, measure_constants, measure_equivariance, measure_local_slope, measure_slope
-from fewstep.noise import LinearFlow, level, perturb
-from fewstep.solvers import ddim, deis, dpmpp, dpmpp_2s, evodiff, heun, ipndm, multistep, unipc
+from fewstep.noise import LinearFlow, NoiseLevel, level, perturb
+from fewstep.solvers import ddim, deis, dpmpp, dpmpp_2s, evodiff_default, evodiff_prior, heun, ipndm, multistep, unipc
 from fewstep.solvers.coeffs import Level, Number
 from fewstep.solvers.multistep import Row
 
@@ -151,23 +152,43 @@ def kappa_for_alpha_kappa() -> list[Patch]:
     ]
 
 
-def ramp_without_its_line() -> list[Patch]:
-    """The straight part of the integral forgotten: only the logarithm is left."""
-    real = good(evodiff, "_ramp_weight")
-    coordinate, weights = good(evodiff, "_coordinate"), good(evodiff, "ddim_weights")
+def prior_without_alpha() -> list[Patch]:
+    """The families' estimate as if alpha were 1: right on EDM levels, wrong elsewhere."""
+    real = evodiff_prior.Family.denoised
+
+    def wrong(self: Any, x: Tensor, at: NoiseLevel, s: Tensor) -> Tensor:
+        return real(self, x, NoiseLevel(torch.ones_like(at.alpha), at.sigma), s)
+
+    return [(evodiff_prior.Family, "denoised", wrong)]
+
+
+def weights_whose_sum_is_forgotten() -> list[Patch]:
+    """Least squares without the constraint that keeps constants exact."""
+    real = good(evodiff_prior, "_least_squares")
     return [
-        (evodiff, "_ramp_weight", lambda here, there: real(here, there) + coordinate(here) * weights(here, there)[1])
+        (evodiff_prior, "_least_squares", lambda known, wanted, total, ridge: real(known, wanted, 0.99 * total, ridge))
     ]
 
 
-def ramp_of_the_old_level() -> list[Patch]:
-    real = good(evodiff, "_ramp_weight")
-    return [(evodiff, "_ramp_weight", lambda here, there: real(here, there) * here.alpha / there.alpha)]
+def changes_with_the_wrong_sign() -> list[Patch]:
+    real = good(evodiff_default, "_of_changes")
+
+    def turned(weights: Tensor) -> tuple[Number, list[Number]]:
+        newest, changes = real(weights)
+        return newest, [-c for c in changes]
+
+    return [(evodiff_default, "_of_changes", turned)]
 
 
-def corrector_that_adds_its_slope_twice() -> list[Patch]:
-    real = good(evodiff, "_least_variance")
-    return [(evodiff, "_least_variance", lambda s, s_before: 2 * real(s, s_before))]
+def changes_one_step_off() -> list[Patch]:
+    """Every change gets the weight of the one before it."""
+    real = good(evodiff_default, "_of_changes")
+
+    def shifted(weights: Tensor) -> tuple[Number, list[Number]]:
+        newest, changes = real(weights)
+        return newest, [*changes[1:], 0.0]
+
+    return [(evodiff_default, "_of_changes", shifted)]
 
 
 def weights_of_adams_bashforth_reversed() -> list[Patch]:
@@ -205,9 +226,10 @@ SLIPS: list[tuple[str, Callable[[], list[Patch]]]] = [
     ("deis", basis_through_the_wrong_points),
     ("deis_log", basis_through_the_wrong_points),
     ("deis", kappa_for_alpha_kappa),
-    ("evodiff", ramp_without_its_line),
-    ("evodiff", ramp_of_the_old_level),
-    ("evodiff", corrector_that_adds_its_slope_twice),
+    ("evodiff", prior_without_alpha),
+    ("evodiff", weights_whose_sum_is_forgotten),
+    ("evodiff", changes_with_the_wrong_sign),
+    ("evodiff", changes_one_step_off),
     ("ipndm", weights_of_adams_bashforth_reversed),
     ("ipndm", weights_that_do_not_sum_to_one),
     ("ipndm", noise_moved_with_the_old_ratio),
@@ -235,11 +257,13 @@ def test_unharmed_solvers_pass(name: str) -> None:
 @pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
 @pytest.mark.parametrize(("name", "slip"), SLIPS, ids=[f"{name}-{slip.__name__}" for name, slip in SLIPS])
 def test_slips_are_caught(name: str, slip: Callable[[], list[Patch]], monkeypatch: pytest.MonkeyPatch) -> None:
+    evodiff_default._remembered.cache_clear()
     for module, attribute, replacement in slip():
         assert hasattr(module, attribute), f"{module.__name__}.{attribute} is gone: this mutation tests nothing"
         monkeypatch.setattr(module, attribute, replacement)
     seen = verdict(name)
     caught = [f"{check} = {value:.3g}" for check, (value, fine) in seen.items() if not fine]
+    evodiff_default._remembered.cache_clear()
     print(f"{name}: {slip.__name__} caught by {', '.join(caught)}")
     assert caught, f"{name}: nobody noticed {slip.__name__}: {seen}"
 

@@ -208,13 +208,15 @@ def _remembers(solver: Solver, grid: Grid, x: Tensor) -> bool:
     def denoise(x: Tensor, level: NoiseLevel) -> Tensor:
         return (1 + level.sigma) * x.sin()
 
-    fresh = solver.init(x, grid)
-    state = fresh
+    def another(x: Tensor, level: NoiseLevel) -> Tensor:
+        return (2 + level.sigma) * x.cos()
+
+    state = other = solver.init(x, grid)
     for i in range(grid.steps):
-        alone = solver.step(denoise, x, grid, i, fresh)[0]
-        after, state = solver.step(denoise, x, grid, i, state)
-        if not torch.equal(alone, after):
+        after, next_state = solver.step(denoise, x, grid, i, state)
+        if not torch.equal(after, solver.step(denoise, x, grid, i, other)[0]):
             return True
+        state, other = next_state, solver.step(another, x, grid, i, other)[1]
     return False
 
 

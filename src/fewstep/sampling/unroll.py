@@ -110,7 +110,9 @@ class LastSteps:
     def run(self, body: Body, x: Tensor, state: Any, steps: int) -> tuple[Tensor, Any]:
         """Run all steps, the last k with gradient."""
         first = max(steps - self.k, 0)
-        with torch.no_grad():
-            x, state = _walk(body, x, state, 0, first)
+        if first > 0:
+            with torch.no_grad():
+                # Detached: a rule may keep the very first sample, and no gradient may pass the head through it.
+                x, state = _walk(body, x.detach(), state, 0, first)
         # With fewer steps than k nothing ran above, and x keeps its graph: then LastSteps is Full.
         return _walk(body, x, state, first, steps)

@@ -26,7 +26,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
-import torch
 from torch import Tensor
 
 from fewstep.noise import Grid, NoiseLevel
@@ -106,6 +105,7 @@ def inner(a: Tensor, b: Tensor, axes: tuple[int, ...]) -> Tensor:
     Returns:
         The sums, shape of a with `axes` of length 1; float64 if a or b is, float32 otherwise.
     """
-    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-    product = a.to(dtype) * b.to(dtype)
+    if a.dtype.itemsize < 4:
+        a, b = a.float(), b.float()
+    product = a * b
     return product.sum(axes, keepdim=True) if axes else product

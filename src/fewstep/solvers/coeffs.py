@@ -31,7 +31,6 @@ __all__ = [
     "lagrange",
     "levels_of",
     "log",
-    "log1p",
     "nodes",
     "noise_ratio",
     "one_minus_exp",
@@ -45,11 +44,6 @@ Number: TypeAlias = float | Tensor
 def log(value: Number) -> Number:
     """Natural logarithm."""
     return value.log() if isinstance(value, Tensor) else math.log(value)
-
-
-def log1p(value: Number) -> Number:
-    """``log(1 + value)`` without cancellation."""
-    return value.log1p() if isinstance(value, Tensor) else math.log1p(value)
 
 
 def sqrt(value: Number) -> Number:

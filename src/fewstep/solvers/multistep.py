@@ -23,7 +23,18 @@ from fewstep.noise import Grid
 from fewstep.solvers.base import Denoise, NoiseSource
 from fewstep.solvers.coeffs import Level, Number, ddim_weights
 
-__all__ = ["Multistep", "Plan", "Row", "Taken", "combine", "ddim_row", "noise_estimate_row", "noise_memory"]
+__all__ = [
+    "Multistep",
+    "Plan",
+    "Row",
+    "Taken",
+    "add_weighted",
+    "combine",
+    "ddim_row",
+    "noise_estimate_row",
+    "noise_memory",
+    "weighted",
+]
 
 
 class Row(NamedTuple):
@@ -73,20 +84,33 @@ class Taken(NamedTuple):
     earlier: tuple[Tensor, ...] = ()
 
 
-def combine(row: Row, x: Tensor, now: Tensor, earlier: Sequence[Tensor] = ()) -> Tensor:
-    """Apply a row, without its noise; a new tensor of x's shape, dtype and device, differentiable in everything."""
-    total = row.x * x
-    for weight, estimate in zip((row.now, *row.earlier), (now, *earlier), strict=False):
-        _add(total, weight, estimate)
+def weighted(weights: Sequence[Number], tensors: Sequence[Tensor]) -> Tensor:
+    """Sum of weight times tensor, as far as both reach.
+
+    Args:
+        weights: numbers; at least one.
+        tensors: at least one, all of one shape, dtype and device.
+
+    Returns:
+        A new tensor like the first, differentiable in everything.
+    """
+    total = weights[0] * tensors[0]
+    add_weighted(total, weights[1:], tensors[1:])
     return total
 
 
-def _add(total: Tensor, weight: Number, estimate: Tensor) -> None:
-    """Add in place, which autograd allows: no operation here keeps its result."""
-    if isinstance(weight, Tensor) and torch.is_grad_enabled():
-        total += weight * estimate
-    else:
-        total.add_(estimate, alpha=float(weight))  # one pass over the memory
+def add_weighted(total: Tensor, weights: Sequence[Number], tensors: Sequence[Tensor]) -> None:
+    """Add weighted tensors in place, which autograd allows: no operation on the way to `total` keeps its result."""
+    for weight, tensor in zip(weights, tensors, strict=False):
+        if isinstance(weight, Tensor) and torch.is_grad_enabled():
+            total += weight * tensor
+        else:
+            total.add_(tensor, alpha=float(weight))  # one pass over the memory
+
+
+def combine(row: Row, x: Tensor, now: Tensor, earlier: Sequence[Tensor] = ()) -> Tensor:
+    """Apply a row, without its noise."""
+    return weighted((row.x, row.now, *row.earlier), (x, now, *earlier))
 
 
 class Multistep(ABC):
@@ -116,7 +140,7 @@ class Multistep(ABC):
         row = plan.predict[i]
         there = combine(row, x, now, earlier)
         if noise is not None and (isinstance(row.noise, Tensor) or row.noise > 0):
-            _add(there, row.noise, noise(i, x))
+            add_weighted(there, (row.noise,), (noise(i, x),))
         kept = combine(plan.remember[i], x, now) if plan.remember else now
         return there, Taken(plan, depth, x if plan.correct else None, (kept, *earlier)[:depth])
 
