@@ -7,7 +7,7 @@ PIP := $(BIN)/pip --disable-pip-version-check
 export MALLOC_TRIM_THRESHOLD_ ?= 4000000000
 export MALLOC_MMAP_THRESHOLD_ ?= 1000000000
 
-.PHONY: help demo test test-slow check format bench card cifar10 cifar10-fewstep clean
+.PHONY: help demo test test-slow test-gpu check format bench card cifar10 cifar10-fewstep clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -33,6 +33,9 @@ test: $(VENV)/.dev  ## all tests but the slow ones
 
 test-slow: $(VENV)/.dev  ## all tests that this machine can run
 	$(BIN)/python -m pytest -q -m 'not network'
+
+test-gpu: $(VENV)/.dev  ## on a machine with a CUDA device: no step of any solver waits for it
+	$(BIN)/python -m pytest -q -m gpu tests/contracts/test_gpu.py
 
 check: $(VENV)/.dev  ## format, lint, types, floors, docstrings, fast tests
 	$(BIN)/ruff format --check .

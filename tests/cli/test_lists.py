@@ -11,7 +11,7 @@ from torch import nn
 
 from cli.running import Cli
 from fewstep import models
-from fewstep.models import Chain, bundled, load_model, save_model
+from fewstep.models import Chain, Part, bundled, load_model, save_model
 from fewstep.solvers import SOLVERS
 
 
@@ -42,6 +42,9 @@ def test_solvers(cli: Cli) -> None:
     assert {name: row for name, row in rows(ran.out).items() if name in expected} == expected
     assert "* on steps of equal length in kappa" in ran.out, "the condition of its order"
     assert SOLVERS.keys() <= rows(ran.out).keys(), "a solver is not listed"
+    for spelled in ("ddim:eta=0.5", "unipc:order=3:variant=bh1", "deis:variable=log_kappa"):
+        assert spelled in ran.out
+        Part.spelled(spelled).build(SOLVERS, "solver")
 
 
 def test_every_bundled_model_is_listed(cli: Cli) -> None:

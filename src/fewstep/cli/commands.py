@@ -208,6 +208,7 @@ def show_solvers() -> None:
         rows.append((name, _order(rule), "yes" if rule.stochastic else "no", str(rule.nfe(grid))))
     table("Solvers", ("name", "order", "stochastic", "calls for 10 steps"), rows)
     say("[dim]* on steps of equal length in kappa; 2 on the grids karras and uniform_lam[/]")
+    say("[dim]Options follow the name: --solver ddim:eta=0.5, unipc:order=3:variant=bh1, deis:variable=log_kappa[/]")
 
 
 def _order(rule: Solver) -> str:
