@@ -15,7 +15,7 @@ from scipy.stats import norm
 __all__ = ["evodiff_default", "family_weights", "pair_denoised", "pair_exact"]
 
 Array = np.ndarray
-WINDOW, MEMORY, POWER, WIDTH, DRAW = 5, 3, 8, 0.25, 0.1
+WINDOW, MEMORY, WIDTH, DRAW = 5, 3, 0.25, 0.1
 
 
 def pair_denoised(y: Array, kappa: float, s: Array) -> Array:
@@ -40,6 +40,12 @@ def pair_exact(kappa: float, s: Array, z: Array) -> Array:
     return np.array(found)
 
 
+def spared(here: float, there: float) -> float:
+    """What is left of the ridge for a step from kappa to kappa."""
+    h = 1 - there / here
+    return h**8 + 1e4 * h**24
+
+
 def solve(known: list[Array], wanted: Array, total: float, ridge: float) -> Array:
     """Weights of known vectors, with a given sum, nearest to `wanted`; the newest is free of the ridge."""
     if len(known) == 1:
@@ -59,13 +65,12 @@ def family_weights(
     for i in range(len(kappa) - 1):
         m = denoised(ys[i], kappa[i], s)
         if i:
-            spared = (1 - kappa[i] / kappa[i - 1]) ** POWER
-            foresee.append(solve(ms[-MEMORY:], m, 1.0, scale * spared))
+            foresee.append(solve(ms[-MEMORY:], m, 1.0, scale * spared(kappa[i - 1], kappa[i])))
         ms.append(m)
         a = max(0, i + 1 - WINDOW)
         decay = kappa[i + 1] / kappa[a]
         missing = exact(kappa[i + 1], s, z) - decay * ys[a]
-        w = solve(ms[a:], missing, 1 - decay, scale * (1 - kappa[i + 1] / kappa[i]) ** POWER)
+        w = solve(ms[a:], missing, 1 - decay, scale * spared(kappa[i], kappa[i + 1]))
         steps.append(w)
         ys.append(decay * ys[a] + sum(c * q for c, q in zip(w, ms[a:], strict=True)))
     return steps, foresee
@@ -75,11 +80,11 @@ def evodiff_default(denoise: Callable[[Array, float], Array], y: Array, kappa: A
     """All samples of a run, each of shape (b, d), alpha = 1."""
     wide = np.geomspace(0.01, 10, 32)
     diffuse = family_weights(
-        kappa, wide, np.ones(32), 1e-5,
+        kappa, wide, np.ones(32), 1e-6,
         lambda y, k, s: s**2 / (s**2 + k**2) * y, lambda k, s, z: z * np.sqrt(s**2 + k**2),
     )  # fmt: skip
     s, z = np.repeat(np.geomspace(0.1, 10, 20), 8), np.tile(norm.ppf(0.5 + (np.arange(8) + 0.5) / 16), 20)
-    clustered = family_weights(kappa, s, z, 1e-3, pair_denoised, pair_exact)
+    clustered = family_weights(kappa, s, z, 1e-4, pair_denoised, pair_exact)
     ys, ms = [y], []
     above = below = np.zeros((len(y), 1))
     for i in range(len(kappa) - 1):

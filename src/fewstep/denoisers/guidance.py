@@ -182,7 +182,7 @@ class Rescaled:
         mix: :math:`\phi`, 0 to 1, no unit; 0 is the guidance as it was.
 
     Raises:
-        ConfigError: if the mix is not in [0, 1].
+        ConfigError: if the mix is not in [0, 1], or what it goes around is no guidance.
 
     Source:
         Lin et al. 2023, arXiv:2305.08891, Eq. 14 to 16. Departs from it in: the estimates are denoised ones, where
@@ -193,6 +193,12 @@ class Rescaled:
     mix: float = 0.7
 
     def __post_init__(self) -> None:
+        if not hasattr(self.guidance, "estimates"):
+            raise ConfigError(
+                f"Rescaled around a {type(self.guidance).__name__}",
+                "It goes around a guidance that has a guided and a plain estimate: ClassifierFree or AutoGuidance",
+                "Put it inside of Interval, DynamicThresholding and inpaint, not around them",
+            )
         if not 0 <= self.mix <= 1:
             raise ConfigError(
                 f"Rescaled guidance with mix={self.mix:g}",

@@ -57,9 +57,11 @@ def grid_of(schedule: Schedule, t: Tensor, end: str) -> Grid:
 
 
 def check_steps(steps: int) -> int:
-    """Refuse grids without a step."""
-    if steps < 1:
-        raise GridError(f"A grid of {steps} steps", "A grid has at least one step", "Ask for steps >= 1")
+    """Refuse grids without a step, and parts of steps."""
+    if not isinstance(steps, int) or steps < 1:
+        raise GridError(
+            f"A grid of {steps} steps", "A grid has a whole number of steps, at least one", "Ask for steps >= 1"
+        )
     return steps
 
 

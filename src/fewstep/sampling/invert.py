@@ -101,6 +101,7 @@ def invert(
     solver = DDIM() if solver is None else solver
     _check_options(solver, iterations)
     check_inputs(solver, image, cond, None, "end")
+    _check_finite(image, None)
     _check_steps(solver, check_grid(grid), image[:1])
     calls, fresh = 0, solver.init(image, grid)
 
@@ -223,7 +224,7 @@ def _remembers(solver: Solver, grid: Grid, x: Tensor) -> bool:
 def _check_finite(x: Tensor, residual: Tensor | None) -> None:
     if not bool(x.isfinite().all()) or (residual is not None and not bool(residual.isfinite().all())):
         raise NonFiniteError(
-            "The inversion: NaN or infinite",
+            "The image, or its inversion: NaN or infinite",
             "Samples and denoised estimates are finite",
             "Check the image, the weights, and that the network knows every level of the grid",
         )

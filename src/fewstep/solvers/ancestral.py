@@ -21,7 +21,7 @@ class EulerAncestral(Multistep):
     from the posterior of the diffusion (:func:`~fewstep.solvers.ddim.ancestral_row`). One call a step.
 
     Args:
-        eta: share of fresh noise, above 0 to 1.
+        eta: share of fresh noise, 0 to 1; at 0 it is Euler.
 
     Raises:
         ConfigError: if eta is outside 0..1.

@@ -23,15 +23,16 @@ number of trajectories, and re-running a step (activation checkpointing does) ch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
 
+from fewstep.errors import ConfigError
 from fewstep.noise import Grid, NoiseLevel
 from fewstep.solvers.coeffs import ddim_weights
 
-__all__ = ["Denoise", "NoiseSource", "Solver", "inner", "move"]
+__all__ = ["Denoise", "NoiseSource", "Solver", "drawn", "inner", "is_order", "move"]
 
 Denoise: TypeAlias = Callable[[Tensor, NoiseLevel], Tensor]
 NoiseSource: TypeAlias = Callable[[int, Tensor], Tensor]
@@ -92,6 +93,22 @@ def move(x: Tensor, denoised: Tensor, here: NoiseLevel, there: NoiseLevel) -> Te
     """
     r, b = ddim_weights(here, there)
     return r * x + b * denoised
+
+
+def drawn(noise: NoiseSource | None, i: int, x: Tensor) -> Tensor:
+    """Draw the noise of step i for samples x (b, *d); ConfigError where there is no source of it."""
+    if noise is None:
+        raise ConfigError(
+            f"Step {i} of a stochastic rule without a noise source",
+            "It draws fresh noise in this step",
+            "Pass noise=SeededNoise(seeds)",
+        )
+    return noise(i, x)
+
+
+def is_order(order: Any, known: Iterable[int]) -> bool:
+    """Whether this is one of the orders that a rule has, and a whole number by type: 3.0 cannot cut a list."""
+    return type(order) is int and order in known
 
 
 def inner(a: Tensor, b: Tensor, axes: tuple[int, ...]) -> Tensor:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from fewstep.errors import ConfigError
 from fewstep.noise import Grid, NoiseLevel
-from fewstep.solvers.base import NoiseSource
+from fewstep.solvers.base import NoiseSource, drawn
 from fewstep.solvers.coeffs import Level, Number, levels_of
 
-__all__ = ["Churn", "Start", "starts"]
+__all__ = ["Churn", "Start", "churned", "starts"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,15 @@ class Churn:
         return Level(here.alpha, here.sigma * (1 + gamma)), self.scale * here.sigma * math.sqrt((1 + gamma) ** 2 - 1)
 
 
+def churned(churn: Churn | float | None) -> Churn | None:
+    """Read the option of a rule: a churn, its amount alone, or none; ConfigError for anything else."""
+    if churn is None or isinstance(churn, Churn):
+        return churn
+    if isinstance(churn, int | float):
+        return Churn(float(churn))
+    raise ConfigError(f"churn={churn!r}", "A Churn, its amount alone, or None", "Use churn=Churn(40), or churn=40")
+
+
 class Start(NamedTuple):
     """Where a step begins, once its sample is churned.
 
@@ -82,18 +91,21 @@ class Start(NamedTuple):
 
     def churn(self, x: Tensor, i: int, noise: NoiseSource | None) -> Tensor:
         """Bring samples (b, *d) of step i there."""
-        if noise is None or (isinstance(self.noise, float) and self.noise == 0):
+        if isinstance(self.noise, float) and self.noise == 0:
             return x
-        return x + self.noise * noise(i, x)
+        return x + self.noise * drawn(noise, i, x)
 
 
-def starts(grid: Grid, churn: Churn | None) -> list[Start]:
+def starts(grid: Grid, churn: Churn | float | None) -> list[Start]:
     """Where every step of a grid begins, with churn or without."""
-    found = []
+    found, raising = [], churned(churn)
     for i, here in enumerate(levels_of(grid)[:-1]):
-        level, noise = (here, 0.0) if churn is None else churn.raise_level(here, grid.steps)
-        asked = (
-            grid.at(i) if level is here else NoiseLevel(*(torch.as_tensor(part, dtype=torch.float64) for part in level))
-        )
-        found.append(Start(asked, level, noise))
+        level, noise = (here, 0.0) if raising is None else raising.raise_level(here, grid.steps)
+        found.append(Start(grid.at(i) if level is here else _asked(level), level, noise))
     return found
+
+
+def _asked(level: Level) -> NoiseLevel:
+    """A level as denoisers take it."""
+    alpha, sigma = (torch.as_tensor(part, dtype=torch.float64, device="cpu") for part in level)
+    return NoiseLevel(alpha, sigma)

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from fewstep.errors import ConfigError
 from fewstep.noise import Grid
+from fewstep.solvers.base import is_order
 from fewstep.solvers.coeffs import Level, Number, exponential_moments, lagrange, levels_of
 from fewstep.solvers.multistep import Multistep, Plan, Row, ddim_row, noise_estimate_row, noise_memory
 
@@ -41,7 +42,7 @@ class DEIS(Multistep):
     stochastic: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.order not in (2, 3) or self.variable not in ("kappa", "log_kappa"):
+        if not is_order(self.order, (2, 3)) or self.variable not in ("kappa", "log_kappa"):
             raise ConfigError(
                 f"DEIS(order={self.order!r}, variable={self.variable!r})",
                 "Orders 2 and 3, variables 'kappa' and 'log_kappa'",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewstep.noise import Grid
 from fewstep.solvers.base import Denoise, NoiseSource
-from fewstep.solvers.churn import Churn, Start, starts
+from fewstep.solvers.churn import Churn, Start, churned, starts
 from fewstep.solvers.coeffs import levels_of
 from fewstep.solvers.multistep import Row, combine, ddim_row
 
@@ -31,15 +31,18 @@ class Euler:
     order has no coordinate but this one in which constants are exact. One call a step.
 
     Args:
-        churn: fresh noise before each step; None for none.
+        churn: fresh noise before each step, or its amount alone; None for none.
 
     Source:
         Karras et al. 2022, arXiv:2206.00364, Algorithm 2 without its second-order correction; k-diffusion,
         sample_euler. Departs from it in: written for any alpha.
     """
 
-    churn: Churn | None = None
+    churn: Churn | float | None = None
     order: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "churn", churned(self.churn))
 
     @property
     def stochastic(self) -> bool:

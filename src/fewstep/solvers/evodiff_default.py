@@ -151,7 +151,7 @@ def _steps_of(grid: Grid) -> tuple[_Step, ...]:
 
 @lru_cache(maxsize=128)
 def _remembered(levels: tuple[Level, ...]) -> tuple[_Step, ...]:
-    alpha, sigma = (torch.tensor(part, dtype=torch.float64) for part in zip(*levels, strict=True))
+    alpha, sigma = (torch.tensor(part, dtype=torch.float64, device="cpu") for part in zip(*levels, strict=True))
     with torch.no_grad():
         return _made(Grid(NoiseLevel(alpha, sigma), alpha), list(levels))
 

@@ -15,13 +15,13 @@ to them is known to rounding. A step is written from an anchor, the sample a few
 so that constants are exact whatever the weights. They are chosen step by step along the rule's own states, its earlier
 errors included, to minimise the variance of the error over a family:
 
-.. math:: \min_w \; E\big[(x_{i+1} - \hat x_{i+1})^2\big] / \alpha_{i+1}^2 + \nu\, E[s^2]\, h^8 |w|^2 / \alpha_{i+1}^2,
-          \qquad h = 1 - \kappa_{i+1} / \kappa_i
+.. math:: \min_w \; E\big[(x_{i+1} - \hat x_{i+1})^2\big] / \alpha_{i+1}^2
+          + \nu\, E[s^2]\, h^8 (1 + 10^4 h^{16})\, |w|^2 / \alpha_{i+1}^2, \qquad h = 1 - \kappa_{i+1} / \kappa_i
 
-with the sum held and the ridge on all weights but the newest: a small linear least-squares problem. The ridge keeps
-the weights of long steps calm, and vanishes with the step faster than anything a rule of second order leaves, so it
-costs no order. The same estimator says, before m_i is known, what it should be; those weights sum to 1. Everything here
-is computed on the host in float64, once for a grid.
+with the sum held and the ridge on all weights but the newest: a small linear least-squares problem. The ridge keeps the
+weights of very long steps calm, where a prior says little of the data at hand, and vanishes with the step faster than
+anything a rule of second order leaves, so it costs no order. The same estimator says, before m_i is known, what it
+should be; those weights sum to 1. Everything here is computed on the host in float64, once for a grid.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = ["CLUSTERED", "DIFFUSE", "WINDOW", "Family", "Weights", "weights_of"]
 
 WINDOW = 5  # estimates that a step uses
 MEMORY = 3  # estimates that foresee the next one
-_SPARED = 8  # power of the relative step with which the ridge vanishes
+_SPARED, _LONG = 8, (1e4, 16)  # powers of the relative step h in the ridge: h^8 (1 + 1e4 h^16)
 
 
 class Weights(NamedTuple):
@@ -74,10 +74,12 @@ class Family:
 
     def atoms(self) -> tuple[Tensor, Tensor]:
         """Scales s and standard normal starts z of all trajectories that stand for the family, equally likely."""
-        s = torch.logspace(math.log10(self.smallest), math.log10(self.largest), self.scales, dtype=torch.float64)
+        s = torch.logspace(
+            math.log10(self.smallest), math.log10(self.largest), self.scales, dtype=torch.float64, device="cpu"
+        )
         if self.width is None:
             return s, torch.ones_like(s)  # x is proportional to z: one trajectory of unit variance is enough
-        z = torch.special.ndtri(0.5 + (torch.arange(_STARTS, dtype=torch.float64) + 0.5) / (2 * _STARTS))
+        z = torch.special.ndtri(0.5 + (torch.arange(_STARTS, dtype=torch.float64, device="cpu") + 0.5) / (2 * _STARTS))
         return s.repeat_interleave(_STARTS), z.repeat(self.scales)
 
     def denoised(self, x: Tensor, level: NoiseLevel, s: Tensor) -> Tensor:
@@ -99,8 +101,8 @@ class Family:
 
 
 _STARTS = 8  # quantiles of z per scale, of its positive half: the data are symmetric
-DIFFUSE = Family(0.01, 10.0, 32, None, 1e-5)
-CLUSTERED = Family(0.1, 10.0, 20, 0.25, 1e-3)
+DIFFUSE = Family(0.01, 10.0, 32, None, 1e-6)
+CLUSTERED = Family(0.1, 10.0, 20, 0.25, 1e-4)
 
 
 def _quantile(spread: Tensor, centre: Tensor, z: Tensor) -> Tensor:
@@ -165,8 +167,10 @@ def weights_of(family: Family, grid: Grid) -> Weights:
 
 
 def _spared(alpha: Tensor, sigma: Tensor, i: int) -> Tensor:
-    """The part of the ridge that is left for a step as short as step i."""
-    return (1 - sigma[i + 1] * alpha[i] / (alpha[i + 1] * sigma[i])) ** _SPARED
+    """The part of the ridge that step i keeps: next to none where it is short, a lot where it is very long."""
+    h: Tensor = 1 - sigma[i + 1] * alpha[i] / (alpha[i + 1] * sigma[i])
+    gain, power = _LONG
+    return h**_SPARED * (1 + gain * h**power)
 
 
 def _least_squares(known: Tensor, wanted: Tensor, total: Tensor, ridge: Tensor) -> Tensor:
@@ -176,7 +180,7 @@ def _least_squares(known: Tensor, wanted: Tensor, total: Tensor, ridge: Tensor) 
         return total.reshape(1)
     differences = (torch.stack(earlier) - newest).T
     # By QR of the differences with the ridge below them: normal equations would square the condition.
-    ridges = ridge.sqrt() * torch.eye(len(earlier), dtype=known.dtype)
+    ridges = ridge.sqrt() * torch.eye(len(earlier), dtype=known.dtype, device="cpu")
     q, r = torch.linalg.qr(torch.cat([differences, ridges]))
     wanted = torch.cat([wanted - total * newest, newest.new_zeros(len(earlier))])
     free = torch.linalg.solve_triangular(r, (q.T @ wanted)[:, None], upper=True)[:, 0]

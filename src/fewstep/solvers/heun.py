@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewstep.noise import Grid
 from fewstep.solvers.base import Denoise, NoiseSource
-from fewstep.solvers.churn import Churn, Start, starts
+from fewstep.solvers.churn import Churn, Start, churned, starts
 from fewstep.solvers.coeffs import Level, Number, levels_of
 from fewstep.solvers.multistep import Row, combine, ddim_row
 
@@ -36,7 +36,7 @@ class Heun:
     Two calls a step; a step to sigma = 0 is the DDIM step and costs one.
 
     Args:
-        churn: fresh noise before each step; None for none, which is the deterministic sampler of EDM.
+        churn: fresh noise before each step, or its amount alone; None for none: the deterministic sampler of EDM.
 
     Source:
         Karras et al. 2022, arXiv:2206.00364, Algorithms 1 and 2. Departs from it in: it integrates x / alpha in kappa
@@ -44,8 +44,11 @@ class Heun:
         is the trapezoid in alpha / sigma.
     """
 
-    churn: Churn | None = None
+    churn: Churn | float | None = None
     order: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "churn", churned(self.churn))
 
     @property
     def stochastic(self) -> bool:

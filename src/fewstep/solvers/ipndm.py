@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from fewstep.errors import ConfigError
 from fewstep.noise import Grid
+from fewstep.solvers.base import is_order
 from fewstep.solvers.coeffs import Level, levels_of
 from fewstep.solvers.multistep import Multistep, Plan, Row, ddim_row, noise_estimate_row, noise_memory
 
@@ -45,7 +46,7 @@ class IPNDM(Multistep):
     stochastic: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.order not in range(1, len(_WEIGHTS) + 1):
+        if not is_order(self.order, range(1, len(_WEIGHTS) + 1)):
             raise ConfigError(f"IPNDM of order {self.order}", "Orders 1, 2, 3 and 4 exist", "Use order=4")
 
     def plan(self, grid: Grid) -> Plan:

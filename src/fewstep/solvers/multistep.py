@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fewstep.noise import Grid
-from fewstep.solvers.base import Denoise, NoiseSource
+from fewstep.solvers.base import Denoise, NoiseSource, drawn
 from fewstep.solvers.coeffs import Level, Number, ddim_weights
 
 __all__ = [
@@ -95,14 +95,21 @@ def weighted(weights: Sequence[Number], tensors: Sequence[Tensor]) -> Tensor:
         A new tensor like the first, differentiable in everything.
     """
     total = weights[0] * tensors[0]
-    add_weighted(total, weights[1:], tensors[1:])
+    for weight, tensor in zip(weights[1:2], tensors[1:2], strict=False):
+        # Not in place: under vmap the first may lack the batch that the second has.
+        total = total + weight * tensor if _is_learned(weight) else torch.add(total, tensor, alpha=float(weight))
+    add_weighted(total, weights[2:], tensors[2:])
     return total
+
+
+def _is_learned(weight: Number) -> bool:
+    return isinstance(weight, Tensor) and torch.is_grad_enabled()
 
 
 def add_weighted(total: Tensor, weights: Sequence[Number], tensors: Sequence[Tensor]) -> None:
     """Add weighted tensors in place, which autograd allows: no operation on the way to `total` keeps its result."""
     for weight, tensor in zip(weights, tensors, strict=False):
-        if isinstance(weight, Tensor) and torch.is_grad_enabled():
+        if _is_learned(weight):
             total += weight * tensor
         else:
             total.add_(tensor, alpha=float(weight))  # one pass over the memory
@@ -139,8 +146,8 @@ class Multistep(ABC):
             x = combine(plan.correct[i - 1], start, now, earlier)
         row = plan.predict[i]
         there = combine(row, x, now, earlier)
-        if noise is not None and (isinstance(row.noise, Tensor) or row.noise > 0):
-            add_weighted(there, (row.noise,), (noise(i, x),))
+        if isinstance(row.noise, Tensor) or row.noise > 0:
+            there = weighted((1.0, row.noise), (there, drawn(noise, i, x)))
         kept = combine(plan.remember[i], x, now) if plan.remember else now
         return there, Taken(plan, depth, x if plan.correct else None, (kept, *earlier)[:depth])
 

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from fewstep.errors import ConfigError
 from fewstep.noise import Grid
+from fewstep.solvers.base import is_order
 from fewstep.solvers.coeffs import Level, Number, ddim_weights, exponential_moments, lagrange, levels_of, nodes
 from fewstep.solvers.multistep import Multistep, Plan, Row, ddim_row
 
@@ -46,7 +47,7 @@ class UniPC(Multistep):
     stochastic: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.order not in (2, 3) or self.variant not in ("bh1", "bh2"):
+        if not is_order(self.order, (2, 3)) or self.variant not in ("bh1", "bh2"):
             raise ConfigError(
                 f"UniPC(order={self.order!r}, variant={self.variant!r})",
                 "Orders 2 and 3, variants 'bh1' and 'bh2'",
