@@ -11,7 +11,7 @@ import torch
 
 from contracts.problems import GRIDS
 from fewstep.noise import Grid
-from fewstep.solvers import DEIS, DPMpp2S, DPMpp3M, Plan, Row, UniPC
+from fewstep.solvers import DDIM, DEIS, DPMpp2S, DPMpp3M, Plan, Row, UniPC
 from fewstep.solvers.coeffs import exponential_moments, lagrange, levels_of
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(60)
@@ -127,6 +127,17 @@ def test_lagrange_and_moments() -> None:
     for j, moment in enumerate(moments):
         got = sum(w * p**j for w, p in zip(weights, points, strict=True))
         assert abs(got - moment) <= 1e-13, f"power {j}: {got} for {moment}"
+
+
+def test_no_more_is_remembered_than_is_used() -> None:
+    """The state does not grow with the run."""
+    spacing, schedule = GRIDS["karras"]
+    grid, x = spacing(schedule, 12), torch.ones(2, 3, dtype=torch.float64)
+    for rule, reach in ((DPMpp3M(), 2), (UniPC(order=3), 3), (DEIS(), 2), (DPMpp2S(), 1), (DDIM(), 0)):
+        state = rule.init(x, grid)
+        for i in range(12):
+            _, state = rule.step(lambda x, level: x / 2, x, grid, i, state)
+        assert len(state.earlier) == reach, f"{rule} keeps {len(state.earlier)}"
 
 
 def test_numbers_are_floats_unless_the_grid_is_learned() -> None:

@@ -62,6 +62,37 @@ def test_gradcheck_in_the_levels(name: str) -> None:
     assert torch.autograd.gradcheck(run, (alpha, sigma), eps=1e-6, atol=1e-7, rtol=1e-5)
 
 
+@consistent_solvers
+def test_gradient_in_sigma_alone_is_the_same(name: str) -> None:
+    """On EDM levels alpha carries no gradient; nothing may be remembered from a grid that carried none at all."""
+    rule, flat = CONSISTENT[name].rule, LAM(EDM(), 4)
+    x = start_of(flat)
+    sample(TwoBumps(), rule, flat, x)
+
+    def gradient(both: bool) -> Tensor:
+        alpha, sigma = flat.levels.alpha.clone().requires_grad_(both), flat.levels.sigma.clone().requires_grad_(True)
+        out = sample(TwoBumps(), rule, Grid(NoiseLevel(alpha, sigma), flat.t), x, unroll=Full()).x
+        return torch.autograd.grad(out.square().sum(), sigma)[0]
+
+    alone, together = gradient(False), gradient(True)
+    assert gap(alone, together) <= 1e-12, f"{name}: {alone.tolist()} and {together.tolist()}"
+    assert bool((alone != 0).all()), f"{name}: {alone.tolist()}"
+
+
+@consistent_solvers
+def test_an_ensemble_of_denoisers_on_one_start(name: str) -> None:
+    """torch.func.vmap over what the denoiser is made of, x shared: the same as one after the other."""
+    rule, grid = CONSISTENT[name].rule, LAM(VPLinear(), 4)
+    x, spreads = start_of(grid), f64([0.3, 0.5, 0.9])
+
+    def run(s: Tensor) -> Tensor:
+        return by_hand(rule, TwoBumps(0.8, s), grid, x)[-1]
+
+    got = torch.func.vmap(run)(spreads)
+    want = torch.stack([run(s) for s in spreads])
+    assert gap(got, want) <= 1e-12, f"{name}: max|a-b| = {gap(got, want):.1e}"
+
+
 @solvers
 def test_checkpointed_is_full(name: str) -> None:
     rule = SOLVERS_HERE[name].rule

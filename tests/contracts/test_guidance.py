@@ -269,6 +269,22 @@ def test_rescaled_images_without_contrast(dtype: torch.dtype) -> None:
             assert gap(got, left * guidance(x, level)) == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_image_of_one_number_has_no_contrast_in_any_precision(dtype: torch.dtype) -> None:
+    """The mean of many equal numbers is rounded; what differs by that rounding is no contrast."""
+    flat = torch.full((1, 3, 64, 64), 0.3, dtype=f64(0).dtype)
+    guidance = AutoGuidance(Pixels(flat), Pixels(flat + 0.2), 2.0)
+    x = torch.zeros(1, 3, 64, 64, dtype=dtype)
+    assert gap(Rescaled(guidance, mix=1.0)(x, level_of(0.5)), guidance(x, level_of(0.5))) == 0
+
+
+def test_rescaled_goes_around_guidance_alone() -> None:
+    inner = AutoGuidance(TwoBumps(), TwoBumps(0.5), 2.0)
+    for wrong in (TwoBumps(), Rescaled(inner), Interval(inner, TwoBumps(), 0.1, 1.0)):
+        error = refuses(ConfigError, type(wrong).__name__, lambda wrong=wrong: Rescaled(wrong))
+        assert "inside of Interval" in error.todo
+
+
 def test_rescaled_single_numbers() -> None:
     """A sample of one number, and a batch without further axes, have no contrast."""
     for shape in ((3, 1), (3,)):

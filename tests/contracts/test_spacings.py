@@ -253,6 +253,8 @@ def test_timesteps_that_are_none() -> None:
     assert "0 to 999" in error.allowed
     refuses(LevelError, "Timestep -1", lambda: Timesteps((500, -1))(DDPM, 2))
     refuses(GridError, "1.0", lambda: Timesteps((500, 0), end="limit")(DDPM, 2))
+    for spacing in (Trailing(), Quadratic(), Karras(), UniformLam()):
+        refuses(GridError, "2.5 steps", lambda spacing=spacing: spacing(DDPM, 2.5))
     for schedule in (EDM(), VPLinear(), ShiftedFlow()):
         error = refuses(ConfigError, str(schedule), lambda schedule=schedule: Timesteps()(schedule, 4))
         assert "Tabulated" in error.allowed

@@ -32,6 +32,7 @@ from fewstep.noise import (
 from fewstep.sampling import Full, SeededNoise, sample
 from fewstep.solvers import DDIM, Churn, DPMpp2M, DPMpp2MSDE, Euler, EulerAncestral, Heun, Renoise
 from fewstep.solvers.churn import starts
+from fewstep.solvers.coeffs import Level
 
 stochastic = pytest.mark.parametrize("name", STOCHASTIC_HERE)
 
@@ -67,6 +68,33 @@ def test_says_that_it_draws(name: str) -> None:
     assert rule.stochastic is True
     grid = LAM(VPLinear(), 3)
     refuses(ConfigError, "noise", lambda: sample(TwoBumps(), rule, grid, start_of(grid)))
+
+
+@stochastic
+def test_a_step_by_hand_says_that_its_noise_is_missing(name: str) -> None:
+    """Weights that count on noise, without it, would shrink the sample in silence."""
+    rule, grid = STOCHASTIC_HERE[name], Karras(kappa_max=20.0, kappa_min=0.1)(VPLinear(), 4)
+    x = start_of(grid)
+
+    def by_hand_without() -> None:
+        state, at = rule.init(x, grid), x
+        for i in range(4):
+            at, state = rule.step(TwoBumps(), at, grid, i, state)
+
+    refuses(ConfigError, "without a noise source", by_hand_without)
+
+
+def test_churn_by_its_amount_alone() -> None:
+    assert Heun(churn=8) == Heun(Churn(8.0))
+    assert Euler(churn=0.5) == Euler(Churn(0.5))
+    assert not Heun(churn=None).stochastic
+    grid = Karras(kappa_max=20.0, kappa_min=0.1)(VPLinear(), 6)
+    for bound in ("kappa_min", "kappa_max"):
+        here = grid.at(3)
+        sharp = Churn(3.0, **{"kappa_min": 1e-9, "kappa_max": 1e9, bound: (here.sigma / here.alpha).item()})
+        # kappa * alpha may differ from sigma by a rounding, so the level itself is asked.
+        level = sharp.raise_level(Level(1.0, getattr(sharp, bound)), 6)
+        assert level[1] > 0, f"a level on {bound} is inside"
 
 
 @stochastic
@@ -229,6 +257,8 @@ def test_churn_raises_the_level_and_no_more() -> None:
         (lambda: Churn(0.0), "amount=0.0"),
         (lambda: Churn(40.0, kappa_min=2.0, kappa_max=1.0), "kappa_min=2.0"),
         (lambda: Churn(40.0, scale=0.0), "scale=0.0"),
+        (lambda: Heun(churn="a lot"), "a lot"),
+        (lambda: Euler(churn=-1), "amount=-1"),
     ],
 )
 def test_refusals(make: Any, shows: str) -> None:

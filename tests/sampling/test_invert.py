@@ -213,6 +213,7 @@ def test_other_bad_input() -> None:
     refuses(ShapeError, "(3, 1, 4)", lambda: invert(lambda x, level, cond: x[..., 0], grid, IMAGE))
     reverse = Grid(NoiseLevel(*(part.flip(0) for part in grid.levels)), grid.t.flip(0))
     refuses(GridError, "strictly", lambda: invert(TwoBumps(), reverse, IMAGE))
+    refuses(NonFiniteError, "NaN", lambda: invert(TwoBumps(), grid, IMAGE * math.nan))
     for iterations in (0, 3):
         refuses(
             NonFiniteError,

@@ -113,7 +113,7 @@ class DefaultRule:
             above = above + weighted(own.above, products[1:])
             below = below + weighted(own.below, products[len(gram[0]) :])
             theta = _mix(above, below, gram[0][0]).to(x.dtype)
-            there.addcmul_(weighted(own.further, changes), theta)
+            there += theta * weighted(own.further, changes)
         if i + 1 == grid.steps and self.final_gain != 1:
             there = self.final_gain * there
         return there, _Path(steps, samples, now, changes, gram, above, below)
