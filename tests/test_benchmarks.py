@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from benchmarks import evodiff_variants
 from benchmarks.paper_claim import NFE, PlainEnd, frechet_along_axes, last_gain
 from benchmarks.quality import Store, better, make_cell, print_tables, ratio
 from benchmarks.targets import BUDGETS, GRIDS, PER_CHANNEL, RULES, SCHEDULE, Target, code_of, gaussian
@@ -182,3 +183,18 @@ def test_goals_are_said_to_be_reached_or_not(capsys: pytest.CaptureFixture[str])
     assert "at most 1.00 of the better of unipc_3 and ipndm: 1.20, not reached" in text
     assert f"dpmpp_2m at {BUDGETS[4]} (x 9.00); unipc_3 at 6 (x 1.44)" in text
     assert "Made by other solver code" in text  # all but DDIM's cells are marked with DDIM's code
+
+
+def test_variants_change_the_rule_and_leave_it_as_it_was() -> None:
+    grid, x = GRIDS["karras"](SCHEDULE, 6), torch.full((2, 3), 80.0, dtype=torch.float64)
+
+    def made() -> torch.Tensor:
+        return sample(lambda x, level, cond=None: x / (1 + level.sigma), EVODiff(), grid, x).x
+
+    plain = made()
+    for label, variant in evodiff_variants.VARIANTS.items():
+        with evodiff_variants.changed(variant):
+            inside = made()
+        if label.startswith(("windows", "ridges", "no more ridge", "clustered")):
+            assert not torch.equal(inside, plain), f"{label} changes nothing"
+        assert torch.equal(made(), plain), f"{label} has left something behind"
