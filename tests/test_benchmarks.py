@@ -189,7 +189,7 @@ def test_variants_change_the_rule_and_leave_it_as_it_was() -> None:
     grid, x = GRIDS["karras"](SCHEDULE, 6), torch.full((2, 3), 80.0, dtype=torch.float64)
 
     def made() -> torch.Tensor:
-        return sample(lambda x, level, cond=None: x / (1 + level.sigma), EVODiff(), grid, x).x
+        return sample(lambda x, level, cond=None: x.sin() / (1 + level.sigma**2), EVODiff(), grid, x).x
 
     plain = made()
     for label, variant in evodiff_variants.VARIANTS.items():
