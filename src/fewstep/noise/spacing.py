@@ -195,8 +195,8 @@ def flow_grid(schedule: Schedule, tau: Tensor) -> Grid:
 class UniformFlow:
     """Equal steps of ``tau = kappa / (1 + kappa)`` from pure noise to clean data: the grid of few-step chains.
 
-    It exists on any schedule, also on those whose own range ends at a finite kappa, as long as no level between its ends
-    is beyond it (N steps ask for kappa up to N - 1), and visits the same kappa on all.
+    It exists on any schedule, also on those whose own range ends at a finite kappa, as long as no level between its
+    ends is beyond it (N steps ask for kappa up to N - 1), and visits the same kappa on all.
     On LinearFlow it is UniformTime(end="zero").
     """
 

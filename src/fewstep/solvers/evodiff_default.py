@@ -103,7 +103,7 @@ class DefaultRule:
         """Carry x from level i to level i + 1."""
         steps, samples, before, changes, gram, above, below = state
         own, now, samples = steps[i], denoise(x, grid.at(i)), (x, *samples)[:WINDOW]
-        there = weighted((own.decay, own.newest), (samples[own.anchor], now))
+        there = weighted((own.newest, own.decay), (now, samples[own.anchor]))
         if before is not None:
             changes = (now - before, *changes)[: WINDOW - 1]
             gram = _next(gram, changes)

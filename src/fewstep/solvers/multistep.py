@@ -87,6 +87,8 @@ class Taken(NamedTuple):
 def weighted(weights: Sequence[Number], tensors: Sequence[Tensor]) -> Tensor:
     """Sum of weight times tensor, as far as both reach.
 
+    The first begins the sum, and the others are added in place: under vmap it must have every batch that they have.
+
     Args:
         weights: numbers; at least one.
         tensors: at least one, all of one shape, dtype and device.
@@ -95,10 +97,7 @@ def weighted(weights: Sequence[Number], tensors: Sequence[Tensor]) -> Tensor:
         A new tensor like the first, differentiable in everything.
     """
     total = weights[0] * tensors[0]
-    for weight, tensor in zip(weights[1:2], tensors[1:2], strict=False):
-        # Not in place: under vmap the first may lack the batch that the second has.
-        total = total + weight * tensor if _is_learned(weight) else torch.add(total, tensor, alpha=float(weight))
-    add_weighted(total, weights[2:], tensors[2:])
+    add_weighted(total, weights[1:], tensors[1:])
     return total
 
 
@@ -116,8 +115,8 @@ def add_weighted(total: Tensor, weights: Sequence[Number], tensors: Sequence[Ten
 
 
 def combine(row: Row, x: Tensor, now: Tensor, earlier: Sequence[Tensor] = ()) -> Tensor:
-    """Apply a row, without its noise."""
-    return weighted((row.x, row.now, *row.earlier), (x, now, *earlier))
+    """Apply a row, without its noise; the estimate comes first, since it depends on all that x does."""
+    return weighted((row.now, row.x, *row.earlier), (now, x, *earlier))
 
 
 class Multistep(ABC):
@@ -147,7 +146,7 @@ class Multistep(ABC):
         row = plan.predict[i]
         there = combine(row, x, now, earlier)
         if isinstance(row.noise, Tensor) or row.noise > 0:
-            there = weighted((1.0, row.noise), (there, drawn(noise, i, x)))
+            add_weighted(there, (row.noise,), (drawn(noise, i, x),))
         kept = combine(plan.remember[i], x, now) if plan.remember else now
         return there, Taken(plan, depth, x if plan.correct else None, (kept, *earlier)[:depth])
 
