@@ -47,7 +47,8 @@ class Weights(NamedTuple):
 
     Attributes:
         step: of the estimates in the window of step i, oldest first, one row a step.
-        foresee: of the same window but for its newest estimate, which they predict; empty where nothing is known yet.
+        foresee: of the last estimates before step i, oldest first, in a prediction of the one it makes; empty where
+            nothing is known yet.
     """
 
     step: tuple[Tensor, ...]
