@@ -16,7 +16,7 @@ from fewstep._part import Part
 from fewstep.errors import ConfigError, LevelError, UnknownName
 from fewstep.noise import EDM, Karras, LinearFlow, Schedule, UniformFlow, UniformLam, VPLinear
 from fewstep.sampling import LearnedChain, resolve, sample
-from fewstep.solvers import DDIM, IPNDM, SOLVERS, EVODiff, MultistepTable
+from fewstep.solvers import DDIM, IPNDM, SOLVERS, EVODiff, TabulatedSolver
 
 schedules = pytest.mark.parametrize("schedule", SCHEDULES_HERE.values(), ids=list(SCHEDULES_HERE))
 
@@ -62,7 +62,7 @@ def test_a_learned_chain_samples_with_its_tables() -> None:
     assert Chain.from_json(json.loads(json.dumps(dataclasses.asdict(chain)))) == chain
     for steps, module in learned.items():
         solver, grid = resolve(chain, VPLinear(), steps)
-        assert isinstance(solver, MultistepTable)
+        assert isinstance(solver, TabulatedSolver)
         want = sample(TwoBumps(), module.solver(), module.grid(VPLinear()), z).x
         assert gap(sample(TwoBumps(), solver, grid, z).x, want) == 0
 

@@ -16,7 +16,7 @@ from fewstep.denoisers import Denoiser, Flow, NetworkDenoiser
 from fewstep.errors import CheckpointError, ConfigError, GridError, LevelError
 from fewstep.noise import EDM, Karras, LinearFlow, PureNoise, Schedule, UniformFlow, UniformLam, UniformTime, VPLinear
 from fewstep.sampling import Checkpointed, Full, LearnedChain, from_table, sample
-from fewstep.solvers import DDIM, MultistepTable
+from fewstep.solvers import DDIM, TabulatedSolver
 
 schedules = pytest.mark.parametrize("schedule", SCHEDULES_HERE.values(), ids=list(SCHEDULES_HERE))
 
@@ -148,7 +148,7 @@ def test_what_is_learned_is_better() -> None:
 def test_a_table_in_json_is_the_chain(steps: int) -> None:
     chain, z = some_chain(steps), batch((2, 1, 3, 3))
     solver, grid = from_table(json.loads(json.dumps(chain.table())), VPLinear())
-    assert isinstance(solver, MultistepTable)
+    assert isinstance(solver, TabulatedSolver)
     live = chain.grid(VPLinear())
     for got, want in zip((*grid.levels, grid.t), (*live.levels, live.t), strict=True):
         assert torch.equal(got, want)
@@ -176,7 +176,7 @@ def test_refusals() -> None:
     for spacing, shows in ((UniformTime(), "0.001"), (UniformLam(-4.0, 4.0, end="zero"), "0.98")):
         error = refuses(GridError, shows, lambda spacing=spacing: LearnedChain(spacing(LinearFlow(), 3)))
         assert "PureNoise" in error.todo
-    refuses(ConfigError, "[2, 1]", lambda: MultistepTable(((0.1, 0.2), (0.3,))))
+    refuses(ConfigError, "[2, 1]", lambda: TabulatedSolver(((0.1, 0.2), (0.3,))))
     refuses(LevelError, "Time", lambda: LearnedChain(UniformFlow()(EDM(), 8)).grid(EDM(sigma_max=1.0)))
     good = {"tau": [0.6, 0.2], "weights": [[0.1], [0.2, 0.3]]}
     assert from_table(good, LinearFlow())[1].steps == 3

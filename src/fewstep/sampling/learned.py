@@ -1,7 +1,7 @@
 r"""Learned chains: the solver's own scalars as parameters, for one number of steps.
 
 A chain of T steps has T - 1 levels of its own to choose and, in step i, i weights for its earlier estimates (see
-:class:`~fewstep.solvers.MultistepTable`). :class:`LearnedChain` holds both; every value of its parameters is a legal
+:class:`~fewstep.solvers.TabulatedSolver`). :class:`LearnedChain` holds both; every value of its parameters is a legal
 grid from pure noise to clean data and a solver that is exact for constants. Their gradient comes out of `sample`.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import CheckpointError, FewstepError, GridError
 from fewstep.noise import Grid, Schedule, flow_grid
-from fewstep.solvers import MultistepTable
+from fewstep.solvers import TabulatedSolver
 
 __all__ = ["LearnedChain", "from_table"]
 
@@ -74,10 +74,10 @@ class LearnedChain(nn.Module):
         """
         return flow_grid(schedule, self.tau)
 
-    def solver(self) -> MultistepTable:
+    def solver(self) -> TabulatedSolver:
         """The rule with the weights of now; they carry their gradient."""
         rows = self._rows(self.weights.to("cpu", torch.float64).unbind())
-        return MultistepTable(tuple(map(tuple, rows)))
+        return TabulatedSolver(tuple(map(tuple, rows)))
 
     def table(self) -> dict[str, Any]:
         """Write the numbers of now down, as ``Chain.learned`` keeps them for each number of steps.
@@ -92,7 +92,7 @@ class LearnedChain(nn.Module):
         return [list(flat[i * (i - 1) // 2 : i * (i + 1) // 2]) for i in range(1, self.steps)]
 
 
-def from_table(table: Mapping[str, Any], schedule: Schedule) -> tuple[MultistepTable, Grid]:
+def from_table(table: Mapping[str, Any], schedule: Schedule) -> tuple[TabulatedSolver, Grid]:
     """Build what :meth:`LearnedChain.table` wrote down.
 
     Args:
@@ -106,7 +106,7 @@ def from_table(table: Mapping[str, Any], schedule: Schedule) -> tuple[MultistepT
         CheckpointError: if the table does not describe a chain.
     """
     try:
-        solver = MultistepTable(tuple(tuple(float(c) for c in row) for row in table["weights"]))
+        solver = TabulatedSolver(tuple(tuple(float(c) for c in row) for row in table["weights"]))
         grid = flow_grid(schedule, torch.tensor(table["tau"], dtype=torch.float64))
         solver.init(torch.zeros(1), grid)
     except (KeyError, TypeError, ValueError, FewstepError) as error:

@@ -13,9 +13,9 @@ from fewstep.solvers.evodiff import EVODiff
 from fewstep.solvers.heun import Heun
 from fewstep.solvers.ipndm import IPNDM
 from fewstep.solvers.multistep import Multistep, Plan, Row
-from fewstep.solvers.multistep_table import MultistepTable
 from fewstep.solvers.renoise import Renoise
 from fewstep.solvers.table import DEFAULT_NFE, DEFAULT_SOLVER, SOLVERS
+from fewstep.solvers.tabulated import TabulatedSolver
 from fewstep.solvers.unipc import UniPC
 
 __all__ = [
@@ -36,12 +36,12 @@ __all__ = [
     "EulerAncestral",
     "Heun",
     "Multistep",
-    "MultistepTable",
     "NoiseSource",
     "Plan",
     "Renoise",
     "Row",
     "Solver",
+    "TabulatedSolver",
     "UniPC",
     "move",
 ]
