@@ -33,6 +33,10 @@ _VERSION = 1
 _LARGEST = 1e6  # a weight beyond it is a slip of a hand
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | int) and abs(value) < _LARGEST  # NaN is not below
+
+
 def said_schedule(schedule: Schedule) -> str:
     """Name a schedule with its arguments."""
     return repr(schedule)
@@ -67,7 +71,7 @@ class Entry:
 
     def __post_init__(self) -> None:
         numbers = [*self.kappa, *(weight for row in self.weights for weight in row)]
-        real = all(isinstance(number, float | int) and abs(number) < _LARGEST for number in numbers)  # NaN is not below
+        real = all(map(_is_number, numbers))
         falls = real and all(here > there > 0 for here, there in zip(self.kappa, self.kappa[1:], strict=False))
         if not falls or len(self.kappa) < 2:
             raise ConfigError(
@@ -76,6 +80,15 @@ class Entry:
                 "Take the table as `fewstep calibrate` wrote it",
             )
         TabulatedSolver(self.weights, self.kappa)
+        errors = (self.train, self.held, self.closed_form)
+        words = isinstance(self.base, str) and isinstance(self.grid, str)
+        if not (words and type(self.first) is bool and all(map(_is_number, errors)) and self.nfe > 0):
+            raise ConfigError(
+                f"An entry with first={self.first!r}, base={self.base!r}, grid={self.grid!r}, errors {errors} and "
+                f"{self.steps} steps",
+                "Whether the first estimate is given, two names, three finite errors, and one call or more",
+                "Take the table as `fewstep calibrate` wrote it",
+            )
 
     @property
     def steps(self) -> int:
@@ -194,7 +207,7 @@ class Table:
         mean = None
         if self.mean is not None:
             half = self.mean.detach().cpu().to(torch.float16).contiguous()
-            data = base64.b64encode(bytes(half.view(torch.uint8).flatten().tolist())).decode()
+            data = base64.b64encode(bytes(half.flatten().view(torch.uint8).tolist())).decode()
             mean = {"shape": list(half.shape), "float16": data}
         origin = {**dataclasses.asdict(self.origin), "guidance": list(self.origin.guidance)}
         return {
@@ -224,8 +237,8 @@ class Table:
                 raise ValueError(f"version {content['fewstep_table']!r}; this release reads {_VERSION}")
             origin = {**content["origin"], "guidance": _pair(content["origin"]["guidance"])}
             entries = {int(nfe): _entry(entry) for nfe, entry in content["entries"].items()}
-            return cls(Origin(**origin), entries, _mean(content["mean"]), content["facts"])
-        except (KeyError, TypeError, ValueError, AttributeError, FewstepError) as error:
+            return cls(Origin(**origin), entries, _mean(content["mean"]), dict(content["facts"]))
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, FewstepError) as error:
             raise CheckpointError(
                 f"{source} that cannot be read ({type(error).__name__}: {error})",
                 "It is JSON as `fewstep calibrate` wrote it: origin, facts, entries and mean",

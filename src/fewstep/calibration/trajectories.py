@@ -105,7 +105,14 @@ def _solve(problem: Problem, steps: int, n: int) -> tuple[Tensor, tuple[Tensor, 
         raise NonFiniteError(
             f"A trajectory of the teacher diverges ({error.given})", error.allowed, error.todo
         ) from None
-    return kappa, run.trajectory, (*estimates, problem.estimate(run.x, problem.kappa_min))
+    last = problem.estimate(run.x, problem.kappa_min)
+    if not torch.isfinite(last).all():
+        raise NonFiniteError(
+            f"A trajectory of the teacher ends with an estimate that is NaN or infinite, at {problem.kappa_min:g}",
+            "Samples and denoised estimates are finite",
+            "Check the weights at that level, or end at a larger kappa_min",
+        )
+    return kappa, run.trajectory, (*estimates, last)
 
 
 def _refuse_random(problem: Problem) -> None:
