@@ -203,12 +203,14 @@ def _split(problem: Problem, settings: Settings) -> Split:
     """Hold some trajectories out; refuse fewer than there are coefficients in a step."""
     held = max(round(settings.held * len(problem)), 1)
     train = len(problem) - held
-    needed = min(max(WINDOWS), max(settings.nfe))
-    if train < max(needed, 4):
+    needed, scales = min(max(WINDOWS), max(settings.nfe)), len(problem.denoisers)
+    least = max(needed, 4, 2 * scales)
+    if train < least:
         raise ConfigError(
-            f"{len(problem)} trajectories, {train} of them to fit to, for steps with up to {needed} coefficients",
-            "At least as many as coefficients, and 4",
-            f"Take {2 * max(needed, 4)} or more; 128 are usual",
+            f"{len(problem)} trajectories, {train} of them to fit to, for steps with up to {needed} coefficients "
+            f"and {scales} denoisers",
+            "At least as many as coefficients, 2 for each denoiser, and 4",
+            f"Take {2 * least} or more; 128 are usual",
         )
     return Split(train, held)
 

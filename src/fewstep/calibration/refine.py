@@ -50,7 +50,7 @@ class Refinement:
 
     Args:
         iterations: gradient steps; 0 leaves the closed form as it is.
-        batch: trajectories in each.
+        batch: trajectories in each; with a `distribution`, at most half of those that are fitted to.
         rate_grid: first learning rate of the logarithms of the gaps.
         rate_weights: first learning rate of the residuals, in units of the error of the closed form.
         distribution: weight of the energy score.
@@ -145,7 +145,7 @@ def refined(
     groups = [([table.gaps], how.rate_grid), ([*table.moves], how.rate_weights * fitted.train)]
     optimiser = torch.optim.Adam([{"params": own, "lr": rate} for own, rate in groups], betas=(0.9, 0.95))
     score = EnergyScore(how.features, draws=1).fitted(trajectories.end) if how.distribution else None
-    norms: list[float] = []
+    parameters, norms = list(table.parameters()), list[float]()
     for iteration, rows in enumerate(_batches(problem, split, how, generator)):
         for group, (_, rate) in zip(optimiser.param_groups, groups, strict=True):
             rising, falling = min(1.0, (iteration + 1) / _WARMUP), math.cos(math.pi * iteration / how.iterations)
@@ -155,23 +155,25 @@ def refined(
         if score is not None:
             others = trajectories.end[_others(rows, split, generator)]
             loss = loss + how.distribution * score(Outcome(ends[None], others, others), generator)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        # Of the table alone: a network keeps no gradient of its own parameters, and spends no time on it.
+        for parameter, slope in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = slope
         most = _CLIP * statistics.median(norms) if norms else math.inf
-        norms.append(float(nn.utils.clip_grad_norm_(table.parameters(), most)))
+        norms.append(float(nn.utils.clip_grad_norm_(parameters, most)))
         optimiser.step()
         yield table
 
 
 def _batches(problem: Problem, split: Split, how: Refinement, generator: Generator) -> Iterator[Tensor]:
     """Trajectories of one denoiser each, in random order, all of them before any comes again."""
+    size = min(how.batch, split.train // 2) if how.distribution else how.batch  # the score needs other trajectories
     waiting: list[Tensor] = []
     for _ in range(how.iterations):
         if not waiting:
             for k in range(len(problem.denoisers)):
                 own = torch.tensor([row for row in problem.led_by(k) if row < split.train])
                 shuffled = own[torch.randperm(len(own), generator=generator)]
-                waiting += [part for part in torch.split(shuffled, how.batch) if len(part) > 1]
+                waiting += [part for part in torch.split(shuffled, size) if len(part) > 1]
             waiting = [waiting[i] for i in torch.randperm(len(waiting), generator=generator)]
         yield waiting.pop()
 
@@ -196,5 +198,6 @@ def run(table: LearnedTable, problem: Problem, rows: Tensor, checkpointed: bool 
 
 def _bounded(ends: Tensor, wanted: Tensor) -> Tensor:
     errors = (ends - wanted).flatten(1).square().mean(1)
-    bound = _TRIM**2 * errors.detach().median()
+    # Where half of the trajectories are met exactly, nothing is left of the others; it must not be 0 / 0.
+    bound = (_TRIM**2 * errors.detach().median()).clamp(min=torch.finfo(errors.dtype).tiny)
     return (errors / (1 + errors / bound)).mean()
