@@ -204,7 +204,8 @@ def _candidates(
 def _units(part: _Products, error: float, split: Split) -> Tensor:
     """Columns of d that move the sample by about its error: directions that hardly move it are not let run away."""
     gram = _differences(part.gram) / part.vectors[0].numel()
-    floor = max(error, torch.finfo(torch.float64).tiny)
+    # Estimates that lie in fewer directions, and nothing missed: there is still a matrix to invert.
+    floor = max(error, 1e-12 * float(gram.trace()), torch.finfo(torch.float32).tiny)
     factor = torch.linalg.cholesky(gram + floor * torch.eye(len(gram), dtype=gram.dtype))
     identity = torch.eye(len(gram), dtype=gram.dtype)
     units: Tensor = torch.linalg.solve_triangular(factor.T, identity, upper=True)
