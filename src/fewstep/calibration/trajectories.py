@@ -23,7 +23,7 @@ from fewstep.solvers import DEIS
 __all__ = ["Trajectories", "record"]
 
 _TWICE = 1e-3  # of the estimates: two calls of a deterministic denoiser may differ by rounding alone
-_CHECKED = 16  # trajectories that are solved a second time, in half as many steps
+_CHECKED = 16  # trajectories that are asked twice, and solved a second time, in half as many steps
 _APART = 0.5  # of the spread of their ends: two solutions that differ by more are no solutions
 
 
@@ -116,7 +116,8 @@ def _solve(problem: Problem, steps: int, n: int) -> tuple[Tensor, tuple[Tensor, 
 
 
 def _refuse_random(problem: Problem) -> None:
-    few, middle = problem.start[: len(problem.denoisers)], (problem.kappa_max * problem.kappa_min) ** 0.5
+    few = problem.start[: max(_CHECKED, len(problem.denoisers))]
+    middle = (problem.kappa_max * problem.kappa_min) ** 0.5
     once, again = (problem.estimate(middle * few, middle) for _ in range(2))
     if not torch.isfinite(once).all():
         return  # the solution says where
