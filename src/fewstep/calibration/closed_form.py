@@ -187,12 +187,13 @@ def _candidates(
     gram = _differences(part.gram)
     left = (aim[0] - part.gram @ plain)[1:]  # inner products of the estimates with what the base leaves
     target, found = left[:-1] - left[-1], []
+    # Differences of estimates are known to rounding of the estimates: what is left of equal ones is no direction.
+    lost = max(1e-14 * float(part.gram.diagonal()[1:].max()), torch.finfo(gram.dtype).tiny)
     for window in sorted({min(window, i) for window in windows}):
         own = slice(i - window, i)
         square, scale = gram[own, own], gram[own, own].diagonal()
         for ridge in ridges:
-            # The smallest number keeps estimates that do not differ at all from making 0 / 0.
-            system = square + torch.diag(ridge * scale + torch.finfo(scale.dtype).tiny)
+            system = square + torch.diag(ridge * scale + lost)
             d = torch.linalg.lstsq(system, target[own, None], driver="gelsd").solution[:, 0]
             row = plain.clone()
             row[1 + i - window : 1 + i] += d
