@@ -6,12 +6,14 @@ From level i a base rule goes to some row; the student adds a few differences of
 
 so constants stay exact whatever d is. It is the ridge regression of what the base leaves to the teacher's state,
 
-.. math:: (G + \rho\, \mathrm{diag}\, G)\, d = g, \qquad G_{jk} = E \langle m_j - m_i, m_k - m_i \rangle, \quad
+.. math:: (G + \rho\, e^2 I)\, d = g, \qquad G_{jk} = E \langle m_j - m_i, m_k - m_i \rangle, \quad
           g_j = E \langle m_j - m_i, \hat x_{i+1} - \hat x^{base}_{i+1} \rangle,
 
-over the trajectories of one part, and how many differences and which ridge is decided by the others, which are held
-out. The student then makes that step with all trajectories, and its own errors are part of what the next step is fitted
-to. All that is needed are inner products of the noise, the estimates and the teacher's next state.
+over the trajectories of one part, with :math:`e^2` the mean square of what the base leaves: the more of it there is
+that nothing explains, the less is believed. How many differences, and which ridge, is decided by the others, which are
+held out; among choices that are about as good, the most cautious one. The student then makes that step with all
+trajectories, and its own errors are part of what the next step is fitted to. All that is needed are inner products of
+the noise, the estimates and the teacher's next state.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from fewstep.solvers import Multistep
 __all__ = ["RIDGES", "WINDOWS", "Fitted", "Split", "fit_weights"]
 
 WINDOWS = (1, 2, 3, 8)
-RIDGES = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1e9)  # the last leaves the base rule alone
+RIDGES = (1e9, 1.0, 1e-1, 1e-2, 1e-3, 1e-4)  # the most cautious first: it leaves the base rule alone
+_AS_GOOD = 1.02  # mean square errors on held-out trajectories that differ by less are alike
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,8 @@ def fit_weights(
             aims = train.aim(wanted), held.aim(wanted)
             candidates = _candidates(plain[: i + 2], train, aims[0], windows, ridges)
             errors = held.error(torch.stack(candidates), aims[1])
-            row = _padded(candidates[int(errors.argmin())], steps)
+            # Candidates come from the most cautious to the boldest.
+            row = _padded(candidates[int((errors <= _AS_GOOD * errors.min()).to(torch.int8).argmax())], steps)
             units.append(_units(train, float(errors.min()), split) * (rms(wanted) / end))
         if match_variance and i:
             row = matched(row, rows[i], kappa[i + 1] / kappa[i], problem.noise, estimates, wanted)
@@ -186,14 +190,15 @@ def _candidates(
     i = len(plain) - 2
     gram = _differences(part.gram)
     left = (aim[0] - part.gram @ plain)[1:]  # inner products of the estimates with what the base leaves
+    missed = part.error(plain[None], aim) * part.vectors[0].numel()
     target, found = left[:-1] - left[-1], []
     # Differences of estimates are known to rounding of the estimates: what is left of equal ones is no direction.
     lost = max(1e-14 * float(part.gram.diagonal()[1:].max()), torch.finfo(gram.dtype).tiny)
-    for window in sorted({min(window, i) for window in windows}):
-        own = slice(i - window, i)
-        square, scale = gram[own, own], gram[own, own].diagonal()
-        for ridge in ridges:
-            system = square + torch.diag(ridge * scale + lost)
+    for ridge in ridges:
+        for window in sorted({min(window, i) for window in windows}):
+            own = slice(i - window, i)
+            size = ridge * missed + lost
+            system = gram[own, own] + size * torch.eye(window, dtype=gram.dtype)
             d = torch.linalg.lstsq(system, target[own, None], driver="gelsd").solution[:, 0]
             row = plain.clone()
             row[1 + i - window : 1 + i] += d

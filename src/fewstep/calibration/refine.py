@@ -13,7 +13,8 @@ nothing; the bounded loss leaves it alone. S is the energy score of the student'
 teacher, in pixels or any features: it looks at the distribution, not at pairs.
 
 Levels are learned as gaps of :math:`\log\kappa` between fixed ends, so every value is a legal grid. The base rule moves
-with the grid; what is learned beside it is measured in the units of the closed form.
+with the grid; what is learned beside it is measured in the units of the closed form. A rule that is already near its
+teacher has little to gain from other levels and much to lose, so levels move by less where the error is small.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch import Generator, Tensor, nn
 
 from fewstep.calibration.closed_form import Fitted, Split
 from fewstep.calibration.history import Base, shares_of, start_row
-from fewstep.calibration.problem import Problem, levels_at
+from fewstep.calibration.problem import Problem, levels_at, rms
 from fewstep.calibration.trajectories import Trajectories
 from fewstep.errors import ConfigError
 from fewstep.features import Maps
@@ -42,6 +43,7 @@ __all__ = ["LearnedTable", "Refinement", "refined"]
 _TRIM = 3.0  # c: errors of that many medians count half
 _CLIP = 2.0  # gradients longer than so many medians of the run are cut
 _WARMUP = 5
+_LARGE = 0.1  # relative error from which on the grid moves at its full rate
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Refinement:
     Args:
         iterations: gradient steps; 0 leaves the closed form as it is.
         batch: trajectories in each; with a `distribution`, at most half of those that are fitted to.
-        rate_grid: first learning rate of the logarithms of the gaps.
+        rate_grid: first learning rate of the logarithms of the gaps, for errors of a tenth of the spread of the data or
+            more; it falls with the root of the error.
         rate_weights: first learning rate of the residuals, in units of the error of the closed form.
         distribution: weight of the energy score.
         features: where the score looks; None for the numbers themselves.
@@ -142,7 +145,9 @@ def refined(
     table, generator = LearnedTable(fitted), Generator().manual_seed(how.seed)
     if fitted.kappa.shape[0] < 3:
         return
-    groups = [([table.gaps], how.rate_grid), ([*table.moves], how.rate_weights * fitted.train)]
+    error = fitted.train / rms(trajectories.end - trajectories.end.mean(0))
+    calm = min(1.0, (error / _LARGE) ** 0.5)
+    groups = [([table.gaps], how.rate_grid * calm), ([*table.moves], how.rate_weights * fitted.train)]
     optimiser = torch.optim.Adam([{"params": own, "lr": rate} for own, rate in groups], betas=(0.9, 0.95))
     score = EnergyScore(how.features, draws=1).fitted(trajectories.end) if how.distribution else None
     parameters, norms = list(table.parameters()), list[float]()
