@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from calibration.targets import BASES, LINE, MIXTURE, SCHEDULES, ends_of, levels, problem
 from contracts.inventory import f64, gap
 from contracts.problems import Constant, batch
 from torch import Tensor
 
+from calibration.targets import BASES, LINE, MIXTURE, SCHEDULES, ends_of, levels, problem
 from fewstep.calibration.closed_form import Fitted, Split, fit_weights, matched
 from fewstep.calibration.history import combined, shares_of
 from fewstep.calibration.problem import Problem, levels_at, rms
@@ -123,7 +123,7 @@ def test_on_a_line_the_exact_map_is_reached(name: str) -> None:
 
 
 def test_an_exact_fit_has_units() -> None:
-    """Nothing is missed and all estimates lie on a line: still a finite scale to learn on, with every window there is."""
+    """Nothing is missed and all estimates lie on a line: still a finite scale to learn on."""
     for own in (problem(LINE), problem(Gaussian(f64([0.3, 0.1]), 0.0))):
         made = fitted(own, DDIM(), levels(own, 5))
         assert all(bool(unit.isfinite().all()) for unit in made.units)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 import torch
-from calibration.targets import GAUSSIAN, exact, problem
 from contracts.inventory import gap
 from contracts.problems import batch
 from contracts.refusals import refuses
 
+from calibration.targets import GAUSSIAN, exact, problem
 from fewstep.calibration.grids import GITS, grid_named, shortest_path, step_costs
 from fewstep.calibration.trajectories import record
 from fewstep.errors import ConfigError, UnknownName
@@ -22,7 +22,7 @@ def test_the_shortest_of_all_paths(steps: int) -> None:
     for seed in range(5):
         costs = torch.where(torch.ones(8, 8).triu(1) > 0, batch((8, 8), seed).abs(), torch.inf)
         paths = [(0, *middle, 7) for middle in combinations(range(1, 7), steps - 1)]
-        sums = {path: float(sum(costs[i, j] for i, j in zip(path, path[1:], strict=False))) for path in paths}
+        sums = {path: float(sum(costs[i, j] for i, j in pairwise(path))) for path in paths}
         assert tuple(shortest_path(costs, steps)) == min(sums, key=sums.__getitem__), f"seed {seed}"
 
 

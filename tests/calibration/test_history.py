@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from calibration.targets import BASES, MIXTURE, SCHEDULES, ends_of, levels, problem, shares
 from contracts.inventory import f64, gap
 from contracts.problems import batch
 from contracts.refusals import refuses
 from torch import Tensor
 
+from calibration.targets import BASES, MIXTURE, SCHEDULES, ends_of, levels, problem, shares
 from fewstep.calibration.history import Base, combined, start_row
 from fewstep.calibration.problem import plain_grid
 from fewstep.errors import ConfigError

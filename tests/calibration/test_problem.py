@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from calibration.targets import GAUSSIAN, MIXTURE, SCHEDULES, levels, problem
 from contracts.inventory import SCHEDULES_HERE, f64, gap
 from contracts.refusals import refuses
 from torch import Tensor
 
+from calibration.targets import GAUSSIAN, MIXTURE, SCHEDULES, levels, problem
 from fewstep.calibration import Problem, problem_of
 from fewstep.calibration.problem import levels_at, rms
 from fewstep.denoisers import Cond, Denoiser

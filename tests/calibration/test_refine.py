@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from calibration.targets import BASES, MIXTURE, SCHEDULES, ends_of, levels, problem
 from contracts.inventory import gap
 from contracts.problems import Constant, TinyNetwork, batch
 from contracts.refusals import refuses
 from torch import Tensor
 
+from calibration.targets import BASES, MIXTURE, SCHEDULES, ends_of, levels, problem
 from fewstep.calibration import Problem, Refinement, problem_of
 from fewstep.calibration.closed_form import Fitted, Split, fit_weights
 from fewstep.calibration.history import shares_of

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from calibration.targets import MIXTURE, SCHEDULES, ends_of, levels, problem
 from contracts.inventory import f64, gap
 from contracts.problems import Constant, batch
 from contracts.refusals import refuses
 from torch import Tensor
 
+from calibration.targets import MIXTURE, SCHEDULES, ends_of, levels, problem
 from fewstep.calibration.problem import levels_at
 from fewstep.errors import ConfigError, GridError, ShapeError
 from fewstep.noise import EDM, NoiseLevel, Schedule, VPLinear

@@ -1,4 +1,4 @@
-"""The teacher: states that are exact at their levels and of order 4 between, and denoisers that nobody can be held to."""
+"""The teacher: states exact at their levels and of order 4 between, and denoisers that nobody can be held to."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from calibration.targets import GAUSSIAN, MIXTURE, SCHEDULES, exact, problem
 from contracts.inventory import f64, gap
 from contracts.refusals import refuses
 from torch import Tensor
 
+from calibration.targets import GAUSSIAN, MIXTURE, SCHEDULES, exact, problem
 from fewstep.calibration.problem import rms
 from fewstep.calibration.trajectories import record
 from fewstep.errors import ConfigError, NonFiniteError
