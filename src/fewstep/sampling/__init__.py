@@ -1,5 +1,6 @@
 """Sampling: the one loop, how to differentiate it, noise that belongs to a sample, and editing (floor 4)."""
 
+from fewstep.sampling.anytime import Picture, anytime
 from fewstep.sampling.budget import grid_for
 from fewstep.sampling.chain import Chained, resolve
 from fewstep.sampling.edit import Start, inpaint, start_from
@@ -19,10 +20,12 @@ __all__ = [
     "LastSteps",
     "LearnedChain",
     "NoGrad",
+    "Picture",
     "Sample",
     "SeededNoise",
     "Start",
     "Unroll",
+    "anytime",
     "from_table",
     "grid_for",
     "inpaint",

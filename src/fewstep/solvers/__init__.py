@@ -1,6 +1,7 @@
 """Solvers: frozen rules that carry samples along a grid (floor 3)."""
 
 from fewstep.solvers.ancestral import EulerAncestral
+from fewstep.solvers.automatic import Automatic
 from fewstep.solvers.base import Denoise, NoiseSource, Solver, move
 from fewstep.solvers.churn import Churn
 from fewstep.solvers.ddim import DDIM
@@ -8,6 +9,7 @@ from fewstep.solvers.deis import DEIS
 from fewstep.solvers.dpmpp import DPMpp2M, DPMpp3M
 from fewstep.solvers.dpmpp_2s import DPMpp2S
 from fewstep.solvers.dpmpp_sde import DPMpp2MSDE
+from fewstep.solvers.dualfast import DualFast
 from fewstep.solvers.euler import Euler
 from fewstep.solvers.evodiff import EVODiff
 from fewstep.solvers.heun import Heun
@@ -25,12 +27,14 @@ __all__ = [
     "DEIS",
     "IPNDM",
     "SOLVERS",
+    "Automatic",
     "Churn",
     "DPMpp2M",
     "DPMpp2MSDE",
     "DPMpp2S",
     "DPMpp3M",
     "Denoise",
+    "DualFast",
     "EVODiff",
     "Euler",
     "EulerAncestral",

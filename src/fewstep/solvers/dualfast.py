@@ -38,8 +38,8 @@ class DualFast:
     weights sum to 1, so a constant denoised estimate, whose noise estimate is constant along the path, stays exact.
     c_i vanishes with the step, which keeps an order of up to 2.
 
-    Exact denoisers have no error that this could mend: there it only costs. On a network it leaves the solution of the
-    network's equation too, towards the data: measure the distance to data, not the error.
+    Exact denoisers have no error that this could mend: there it only damps the base, for better or worse. On a network
+    it leaves the solution of the network's equation, towards the data: measure the distance to data, not the error.
 
     Args:
         base: the rule that is fed.
