@@ -107,7 +107,7 @@ def test_unknown_options_of_solvers(name: str) -> None:
 @pytest.mark.parametrize("name", SOLVERS_HERE)
 def test_too_few_calls(name: str) -> None:
     rule = SOLVERS_HERE[name].rule
-    least = {"heun": 2, "evodiff_paper": 3}.get(name, 1)
+    least = {"heun": 2, "dualfast_heun": 2, "evodiff_paper": 3}.get(name, 1)
     for nfe in range(least - 1, -2, -1):
         error = refuses(BudgetError, str(nfe), lambda nfe=nfe: grid_for(rule, UniformLam(), EDM(), nfe))
         assert str(least) in error.allowed + error.todo, f"{name}: {error}"
