@@ -175,6 +175,19 @@ def test_auto_takes_what_has_the_smaller_error() -> None:
     assert held["auto"] == min(held.values()), held
 
 
+def test_the_choice_is_made_on_held_out_trajectories() -> None:
+    """Of two bases the one that is better there, also where the other is better on those that were fitted to."""
+    names, torn = ("ipndm:order=3", "deis:variable=log_kappa"), 0
+    for denoiser, d in ((WIDE, 16), (MIXTURE, 3)):
+        for seed in range(2):
+            own, how = made_for(denoiser, d, 24, seed), replace(QUICK, nfe=(4,), grids=("gits",), first="network")
+            one, two = (fit(own, replace(how, bases=(name,))).entries[4] for name in names)
+            want = min(one, two, key=lambda entry: entry.held)
+            assert fit(own, replace(how, bases=names)).entries[4] == want
+            torn += (one.train < two.train) != (one.held < two.held)
+    assert torn, "no case in which it matters"
+
+
 def test_the_bill_is_what_was_called() -> None:
     counted = Counted(WIDE)
     for settings in (QUICK, replace(QUICK, refinement=Refinement(iterations=2, batch=8))):

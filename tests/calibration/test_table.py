@@ -226,7 +226,7 @@ SLIPS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "an infinite mean": (put("mean", "float16", base64.b64encode(b"\x00\x7c" * 3).decode()), "not finite"),
     "a mean of another size": (put("mean", "shape", [2]), "RuntimeError"),
     "a mean of a word's shape": (put("mean", "shape", "wide"), "TypeError"),
-    "a mean that is no base64": (put("mean", "float16", "AAA%"), "Error"),
+    "a mean that is no base64": (put("mean", "float16", f"{ZEROS[:4]}%{ZEROS[4:]}"), "Error"),
     "a mean cut off": (put("mean", "float16", ZEROS[:-1]), "Error"),
     "half a number": (put("mean", "float16", base64.b64encode(bytes(5)).decode()), "ValueError"),
     "an empty mean": (put("mean", "float16", ""), "ValueError"),
