@@ -27,6 +27,7 @@ from fewstep.solvers import (
     EVODiff,
     Heun,
     Renoise,
+    TabulatedSolver,
     UniPC,
 )
 
@@ -86,6 +87,7 @@ SOLVERS_HERE: dict[str, Case] = {
     "ipndm": Case(IPNDM(), order=4, uniform_kappa_only=True),
     "ipndm_2": Case(IPNDM(order=2), order=2, uniform_kappa_only=True),
     "ipndm_3": Case(IPNDM(order=3), order=3, uniform_kappa_only=True),
+    "tabulated": Case(TabulatedSolver(tuple((*(0.0,) * (i - 1), 0.2) for i in range(1, 256))), order=1),
     "automatic": Case(Automatic(), order=2),
     "dualfast": Case(DualFast(), order=2),
     "dualfast_unipc_3": Case(DualFast(UniPC(order=3), share=0.1), order=2),
