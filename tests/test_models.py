@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fewstep import _files, models
+from fewstep.calibration import FILE
 from fewstep.errors import CheckpointError, ConfigError, OutputError, UnknownName
 from fewstep.models import Chain, Model, ModelConfig, Part, bundled, load_model, save_model
 from fewstep.noise import SCHEDULES, LinearFlow
@@ -71,6 +72,19 @@ def test_a_chain_comes_back(tmp_path: Path) -> None:
     assert load_model(tmp_path).config == CONFIG
     with pytest.raises(ConfigError, match="chain is null, or solver, spacing and steps"):
         dataclasses.replace(CONFIG, chain="ddim")
+
+
+def test_a_table_beside_the_weights_comes_along(tmp_path: Path) -> None:
+    """As it stands there, unread; a damaged one harms nobody but who wants to use it; saving a model leaves it."""
+    save_model(tmp_path, network(), CONFIG)
+    assert load_model(tmp_path).calibration is None
+    _files.write_json(tmp_path / FILE, {"entries": {"4": []}})
+    save_model(tmp_path, network(), CONFIG)
+    assert load_model(tmp_path).calibration == {"entries": {"4": []}}
+    (tmp_path / FILE).write_text("{")
+    damaged = load_model(tmp_path).calibration
+    assert isinstance(damaged, CheckpointError)
+    assert f"{FILE} is not JSON" in damaged.given
 
 
 def test_half_weights_are_computed_in_float32(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """Models: a denoiser that can be written down, in a folder of two files.
 
 A model folder holds ``config.json`` (how to build the network, what its output means, which noise levels it knows) and
-``model.safetensors`` (its weights), often a ``README.md`` (its card). Folders under ``fewstep/weights`` ship with the
-package and are known by name; any other folder is known by its path. The configuration is written last and names the
-fingerprint of the weights, so a folder is either whole or refused.
+``model.safetensors`` (its weights), often a ``README.md`` (its card) and a ``calibration.json`` (solvers fitted to it).
+Folders under ``fewstep/weights`` ship with the package and are known by name; any other folder is known by its path.
+The configuration is written last and names the fingerprint of the weights, so a folder is either whole or refused.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from fewstep.errors import CheckpointError, ConfigError, FewstepError, UnknownNa
 __all__ = ["Chain", "Model", "ModelConfig", "Part", "bundled", "load_model", "save_model"]
 
 _BUNDLED = Path(__file__).parent / "weights"
+_TABLE = "calibration.json"  # written and understood by fewstep.calibration, two floors up
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,14 @@ class Model:
         denoiser: network, prediction and schedule.
         config: how it was built.
         fingerprint: names the weights: 12 hexadecimal digits.
+        calibration: the table of calibrated solvers that lies beside the weights, as JSON, not checked; or why its file
+            cannot be read, for whoever wants to use it; None if there is none.
     """
 
     denoiser: NetworkDenoiser
     config: ModelConfig
     fingerprint: str
+    calibration: Mapping[str, Any] | CheckpointError | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -164,7 +169,15 @@ def load_model(name_or_dir: str | Path, device: str | torch.device = "cpu") -> M
     denoiser, network = _built(config, folder)
     _fill(network, weights, folder)
     network.to(device).eval().requires_grad_(False)
-    return Model(denoiser, config, found)
+    return Model(denoiser, config, found, _calibration(folder / _TABLE))
+
+
+def _calibration(path: Path) -> Mapping[str, Any] | CheckpointError | None:
+    """A damaged table is no reason to refuse the model: it can be sampled without, and fitted again."""
+    try:
+        return read_json(path) if path.exists() else None
+    except CheckpointError as error:
+        return error
 
 
 def _folder_of(name_or_dir: str | Path) -> Path:

@@ -66,8 +66,8 @@ def test_a_bundled_model_samples_by_its_name(
     save_model(tmp_path / "weights" / "fast", toy.denoiser.network, replace(toy.config, chain=Chain(steps=(1, 4))))
     monkeypatch.setattr(models, "_BUNDLED", tmp_path / "weights")
     listed = cli("models")
-    assert rows(listed.out)["[toy]"] == ["1x8x8", "10", "-", "digits"]
-    assert rows(listed.out)["fast"] == ["1x8x8", "10", "1,4", "digits"]
+    assert rows(listed.out)["[toy]"] == ["1x8x8", "10", "-", "-", "digits"]
+    assert rows(listed.out)["fast"] == ["1x8x8", "10", "1,4", "-", "digits"]
     ran = cli("sample", "--model", "[toy]", "--n", 1, "--nfe", 1, "--out", tmp_path / "out")
     assert ran.code == 0, ran.err
     assert (tmp_path / "out" / "000000.png").is_file()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +12,11 @@ from contracts.inventory import gap
 from contracts.problems import TwoBumps
 from contracts.refusals import refuses
 
-from fewstep.errors import BudgetError, ConfigError, FewstepError, GridError, LevelError, UnknownName
+from fewstep.calibration import FILE, Entry, Origin, Table
+from fewstep.errors import BudgetError, CheckpointError, ConfigError, FewstepError, GridError, LevelError, UnknownName
 from fewstep.experiments.evaluation.generators import ModelGenerator
 from fewstep.experiments.runs import GridChoice, make_grid
-from fewstep.experiments.ways import labelled, way_of
+from fewstep.experiments.ways import is_table, labelled, own_table, serves, way_of
 from fewstep.models import Chain, Model, ModelConfig, Part
 from fewstep.noise import NoiseLevel, UniformFlow, VPLinear
 from fewstep.sampling import LearnedChain, sample, start_noise
@@ -113,6 +116,114 @@ REFUSED: dict[str, tuple[Chain | None, dict[str, object], type[FewstepError], st
 @pytest.mark.parametrize(("chain", "asked", "kind", "shows"), REFUSED.values(), ids=REFUSED)
 def test_refusals(chain: Chain | None, asked: dict[str, object], kind: type[FewstepError], shows: str) -> None:
     refuses(kind, shows, lambda: way_of(model_with(chain), **asked))  # type: ignore[arg-type]
+
+
+KAPPA = (50.0, 4.0, 1.0, 0.1)
+
+
+def table_with(*, first: bool = False, guidance: tuple[float, float] = (1.0, 1.0), mark: str = "none") -> Table:
+    """DDIM on three levels of nobody's grid, or with the first of its calls given."""
+    entry = Entry(KAPPA, ((0.0,), (0.0, 0.0)), first, "ddim", "by hand", 0.1, 0.1, 0.1)
+    mean = torch.zeros(SHAPE) if first else None
+    return Table(Origin("bumps", mark, repr(VPLinear()), guidance), {3 - first: entry}, mean)
+
+
+def calibrated(**options: object) -> Model:
+    return replace(model_with(None), calibration=table_with(**options).to_json())  # type: ignore[arg-type]
+
+
+def test_a_table_beside_the_weights_is_the_default() -> None:
+    """With all weights 0 it is DDIM on the levels of the table, bit for bit."""
+    model = calibrated()
+    way = way_of(model, nfe=3)
+    assert (way.solver, way.nfe, way.grid.steps) == ("calibrated", 3, 3)
+    assert way.said.startswith("by hand, kappa 50 to 0.1, 3 steps (table ")
+    kappa = way.grid.levels.sigma / way.grid.levels.alpha
+    assert gap(kappa, torch.tensor(KAPPA, dtype=torch.float64)) < 1e-9
+    x = start_noise(way.grid, SHAPE, [3, 5])
+    made, want = (sample(model.denoiser, rule, way.grid, x) for rule in (way.rule, DDIM()))
+    assert gap(made.x, want.x) == 0
+    assert made.nfe == 3
+    assert gap(ModelGenerator(model, nfe=3)([3, 5]).images, want.x) == 0
+    for asked in ({"nfe": 4}, {}, {"nfe": 3, "guidance": 2.0}, {"nfe": 3, "grid": GridChoice()}, {"steps": 3}):
+        assert way_of(model, **asked).solver == "evodiff", asked
+    assert serves(model, (9, 3), 1.0)
+    assert not serves(model, (9, 3), 1.1)
+    assert not serves(model_with(None), (3,), 1.0)
+
+
+def test_a_first_step_without_a_call() -> None:
+    model = calibrated(first=True, guidance=(0.5, 3.0))
+    for guidance in (0.5, 1.0, 3.0):
+        way = way_of(model, nfe=2, guidance=guidance)
+        assert (way.solver, way.nfe, way.grid.steps) == ("calibrated", 2, 3)
+    assert sample(model.denoiser, way.rule, way.grid, start_noise(way.grid, SHAPE, [0])).nfe == 2
+    assert way_of(model, nfe=2, guidance=3.1).solver == "evodiff"
+
+
+def test_a_table_in_a_file(tmp_path: Path) -> None:
+    """The same images as beside the weights, and the same name in a protocol; another table has another name."""
+    path = tmp_path / "t.json"
+    table_with().save(path)
+    way, own = way_of(model_with(None), str(path), 3), way_of(calibrated(), "calibrated", 3)
+    assert (way.solver, way.said, way.nfe) == (own.solver, own.said, own.nfe)
+    assert gap(way.grid.levels.sigma, own.grid.levels.sigma) == 0
+    table = table_with()
+    other = {3: replace(table.entries[3], weights=((0.1,), (0.0, 0.0)))}
+    assert way_of(replace(calibrated(), calibration=replace(table, entries=other).to_json()), nfe=3).said != way.said
+
+
+def test_what_is_spelled_as_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("table", "ddim", "ddim:eta=0.5"):
+        Path(name).write_text("{}")
+    spelled = ("calibrated", "absent.json", "table", "./ddim")
+    assert [name for name in spelled if not is_table(name)] == []
+    assert [name for name in ("ddim", "ddim:eta=0.5", "absent", "", "x" * 5000) if is_table(name)] == []
+
+
+def test_forced() -> None:
+    """Of other weights, under other guidance, and at a number of calls above its own; always said."""
+    model = calibrated(mark="other")
+    for asked in ({"solver": "calibrated", "nfe": 3}, {"nfe": 3}):
+        assert "; forced)" in way_of(model, **asked, force=True).said
+    own = calibrated()
+    assert "; forced)" in way_of(own, "calibrated", 3, guidance=2.0, force=True).said
+    way = way_of(own, "calibrated", 7, force=True)
+    assert (way.grid.steps, way.rule.nfe(way.grid), way.nfe) == (3, 3, 7)
+    assert "forced" not in way_of(own, nfe=3, force=True).said, "nothing had to be forced"
+
+
+def test_tables_that_are_refused() -> None:
+    cases: list[tuple[Model, dict[str, object], type[FewstepError], str]] = [
+        (calibrated(mark="other"), {"nfe": 3}, ConfigError, f"delete {FILE}"),
+        (calibrated(mark="other"), {"solver": "calibrated", "nfe": 3}, ConfigError, "fitted to the weights other"),
+        (calibrated(), {"solver": "calibrated"}, ConfigError, "10 calls with a calibrated table"),
+        (calibrated(), {"solver": "calibrated", "nfe": 0}, ConfigError, "0 calls"),
+        (calibrated(), {"solver": "calibrated", "nfe": 2, "force": True}, ConfigError, "2 calls"),
+        (calibrated(), {"solver": "calibrated", "nfe": 3, "guidance": 2.0}, ConfigError, "under guidance 1"),
+        (calibrated(), {"solver": "calibrated", "steps": 3}, ConfigError, "steps=3 for the calibrated solver"),
+        (calibrated(), {"solver": "calibrated", "grid": GridChoice()}, ConfigError, "a grid for the calibrated"),
+        (model_with(None), {"solver": "calibrated"}, ConfigError, "this one has none"),
+        (model_with(None), {"solver": "absent.json"}, CheckpointError, "absent.json cannot be read"),
+        (replace(model_with(None), calibration={}), {}, CheckpointError, f"delete {FILE}"),
+        (
+            replace(model_with(None), calibration=CheckpointError("It is cut", "whole", "mend")),
+            {},
+            CheckpointError,
+            "cut",
+        ),
+    ]
+    for model, asked, kind, shows in cases:
+        refuses(kind, shows, lambda model=model, asked=asked: way_of(model, **asked))  # type: ignore[misc]
+    assert own_table(calibrated()).entries == table_with().entries
+
+
+def test_a_leaky_chain_is_named_beside_its_table() -> None:
+    leaky = model_with(Chain(spacing=Part("uniform_lam", {"lam_min": -2.0}), steps=(2,), leaky=True))
+    model = replace(leaky, calibration=table_with().to_json())
+    assert way_of(model).solver == "ddim", "its chain comes first"
+    assert way_of(model, nfe=3).said.endswith("; leaky start: reads data)")
 
 
 def test_what_is_given_of_a_grid() -> None:

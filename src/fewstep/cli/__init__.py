@@ -14,7 +14,7 @@ __all__ = ["main"]
 # Commands that move large tensors. glibc hands each freed one back to the system and faults it in again, page by page;
 # with these two settings it keeps them, which makes training on a CPU many times faster. They are read when a process
 # starts, so the command starts itself again, once.
-_HEAVY = {"ablate", "compare", "convert", "demo", "evaluate", "sample", "train"}
+_HEAVY = {"ablate", "calibrate", "compare", "convert", "demo", "evaluate", "sample", "train"}
 _ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
 
 

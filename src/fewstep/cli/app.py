@@ -7,6 +7,38 @@ from typing import Annotated
 
 import typer
 
+from fewstep.cli.options import (
+    OWN,
+    CaptionsOption,
+    ClassesOption,
+    DeviceOption,
+    FeaturesOption,
+    ForceOption,
+    GridNameChoice,
+    GridOption,
+    GuidanceOption,
+    ImagesOption,
+    KappaMaxChoice,
+    KappaMaxOption,
+    KappaMinChoice,
+    KappaMinOption,
+    MatchOption,
+    MetricsOption,
+    ModelOption,
+    NfeChoice,
+    OutOption,
+    PresetOption,
+    PromptsOption,
+    ReferenceOption,
+    SeedOption,
+    SolverChoice,
+    SolversOption,
+    StartOption,
+    StepsChoice,
+    TableOption,
+    WhatArgument,
+)
+
 app = typer.Typer(
     help="Few-step diffusion: train, sample, measure.",
     no_args_is_help=True,
@@ -14,36 +46,6 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-
-ModelOption = Annotated[str, typer.Option("--model", help="A bundled model (see `fewstep models`) or a model folder.")]
-OutOption = Annotated[Path, typer.Option("--out", help="Folder for what is written; made if missing.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the first image; image k has seed + k.")]
-GuidanceOption = Annotated[float, typer.Option("--guidance", help="Classifier-free guidance; 1 is none.")]
-_GRIDS = (
-    "karras, uniform_lam, uniform_time, uniform_flow, trailing, quadratic, timesteps (where the model has them), "
-    "table_of_levels, ays_sd15, ays_sdxl or ays_svd"
-)
-_FIRST = "First noise level of karras and uniform_lam, noise per unit of data"
-_LAST = "Last noise level, likewise"
-GridOption = Annotated[str, typer.Option("--grid", help=f"{_GRIDS}.")]
-KappaMaxOption = Annotated[float, typer.Option("--kappa-max", help=f"{_FIRST}.")]
-KappaMinOption = Annotated[float, typer.Option("--kappa-min", help=f"{_LAST}.")]
-
-# The same where a few-step model decides for itself: what is left out is the model's, or else the default named here.
-_OWN = "a few-step model's own, or else"
-SolverChoice = Annotated[
-    str | None,
-    typer.Option("--solver", help=f"See `fewstep solvers`; with options, ddim:eta=0.5; {_OWN} evodiff."),
-]
-NfeChoice = Annotated[int | None, typer.Option("--nfe", help=f"Calls of the network per image; {_OWN} 10.")]
-StepsChoice = Annotated[
-    int | None,
-    typer.Option("--steps", help="Steps of the grid, in place of --nfe; of a few-step model, a trained one."),
-]
-GridNameChoice = Annotated[str, typer.Option("--grid", help=f"{_GRIDS}; {_OWN} karras.")]
-KappaMaxChoice = Annotated[float | None, typer.Option("--kappa-max", help=f"{_FIRST}; {_OWN} 80.")]
-KappaMinChoice = Annotated[float | None, typer.Option("--kappa-min", help=f"{_LAST}; {_OWN} 0.002.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -72,15 +74,14 @@ def sample(
     n: Annotated[int, typer.Option("--n", help="Number of images.")] = 64,
     seed: SeedOption = 0,
     out: OutOption = Path("samples"),
-    classes: Annotated[str, typer.Option(help="Classes to walk through, such as 3 or 0,1,2; all if omitted.")] = "",
-    captions: Annotated[
-        list[str] | None, typer.Option(help="A caption, or a file with one per line; may be repeated.")
-    ] = None,
+    classes: ClassesOption = "",
+    captions: CaptionsOption = None,
     guidance: GuidanceOption = 1.0,
     grid: GridNameChoice = "",
     kappa_max: KappaMaxChoice = None,
     kappa_min: KappaMinChoice = None,
     batch_size: Annotated[int, typer.Option(help="Images per call.")] = 64,
+    force: ForceOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Sample images; writes one PNG per image, grid.png and sample.json."""
@@ -90,16 +91,14 @@ def sample(
 
     chosen, said = GridChoice.given(grid, kappa_max, kappa_min), lines(captions or [], "--captions")
     walk = numbers(classes, "--classes")
-    plan = SamplePlan(solver, nfe, n, seed, walk, guidance, chosen, batch_size, said, steps)
+    plan = SamplePlan(solver, nfe, n, seed, walk, guidance, chosen, batch_size, said, steps, force)
     run_sample(model, plan, out, device)
 
 
 @app.command()
 def compare(
     model: ModelOption = "mnist",
-    solvers: Annotated[str, typer.Option(help="Names, comma-separated; see `fewstep solvers`.")] = (
-        "ddim,heun,dpmpp_2m,unipc,ipndm,evodiff,evodiff_paper"
-    ),
+    solvers: SolversOption = None,
     nfe: Annotated[str, typer.Option(help="Budgets of calls, comma-separated.")] = "5,6,8,10,15,20",
     n: Annotated[int, typer.Option("--n", help="Images per cell.")] = 500,
     seed: SeedOption = 0,
@@ -108,53 +107,28 @@ def compare(
     grid: GridOption = "karras",
     kappa_max: KappaMaxOption = 80.0,
     kappa_min: KappaMinOption = 0.002,
+    force: ForceOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Compare solvers at equal noise and equal calls; writes compare.json, sheet.png and quality.png."""
     from fewstep.cli.commands import run_compare
-    from fewstep.cli.shell import numbers
+    from fewstep.cli.shell import names, numbers
     from fewstep.experiments.compare import Plan
     from fewstep.experiments.runs import GridChoice
 
-    names = tuple(name.strip() for name in solvers.split(",") if name.strip())
-    plan = Plan(names, numbers(nfe, "--nfe"), n, seed, guidance, GridChoice(grid, kappa_max, kappa_min))
-    run_compare(model, plan, out, device)
+    chosen = Plan.solvers if solvers is None else names(solvers)
+    choice = GridChoice(grid, kappa_max, kappa_min)
+    plan = Plan(chosen, numbers(nfe, "--nfe"), n, seed, guidance, choice, force=force)
+    run_compare(model, plan, out, device, own=solvers is None)
 
 
 @app.command()
 def evaluate(
-    what: Annotated[
-        str,
-        typer.Argument(
-            help="A bundled model, a model folder, pipeline:PATH_OR_ID (diffusers), folder:PATH, npz:PATH, "
-            "parquet:PATH or hf:NAME."
-        ),
-    ],
-    reference: Annotated[
-        str,
-        typer.Option(help="A judge, npz:PATH with statistics, or images as WHAT; the model's own judge if omitted."),
-    ] = "",
-    metrics: Annotated[
-        str,
-        typer.Option(
-            help="Comma-separated: fd, fd_inf, kid, mmd, prdc, is, clip, rho, sw, c2st, memorisation. "
-            "Default fd,kid,prdc; fd,clip with --protocol."
-        ),
-    ] = "",
-    features: Annotated[
-        str,
-        typer.Option(
-            help="Comma-separated: pixels, random-conv, classifier (trained on the spot), classifier:FOLDER, "
-            "cifar-resnet:FILE, squeezenet:FILE, inception:FILE, clip:PATH_OR_ID, dinov2:PATH_OR_ID; "
-            "the judge's if omitted."
-        ),
-    ] = "",
-    n: Annotated[
-        int | None,
-        typer.Option(
-            "--n", "--images", help="Images; 5,000 of a model, all of anything else. torchrun takes --n for its own."
-        ),
-    ] = None,
+    what: WhatArgument,
+    reference: ReferenceOption = "",
+    metrics: MetricsOption = "",
+    features: FeaturesOption = "",
+    n: ImagesOption = None,
     seed: SeedOption = 0,
     seeds: Annotated[int, typer.Option(help="Seed sets, 1,000,000 apart; from 2 on, intervals are over them.")] = 1,
     nfe: NfeChoice = None,
@@ -167,9 +141,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Of parquet, hf and scenes.")] = "test",
     train: Annotated[str, typer.Option(help="Images that the model learned from; default: split train.")] = "",
     protocol: Annotated[str, typer.Option(help="coco30k: one image a prompt, FD and CLIP score.")] = "",
-    prompts: Annotated[
-        Path | None, typer.Option(help="Prompts (.csv, .tsv, .jsonl, .txt): one image each, named by its id.")
-    ] = None,
+    prompts: PromptsOption = None,
     size: Annotated[int | None, typer.Option(help="Crop and resize pictures to this many pixels a side.")] = None,
     out: OutOption = Path("evaluation"),
     against: Annotated[Path | None, typer.Option(help="An earlier results.json to compare with.")] = None,
@@ -179,6 +151,7 @@ def evaluate(
     ] = False,
     chunk: Annotated[int, typer.Option(help="Images per part that is kept for resuming.")] = 500,
     batch_size: Annotated[int, typer.Option(help="Images per call of the model.")] = 64,
+    force: ForceOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Measure a model or images against real ones; every number with interval and protocol.
@@ -215,6 +188,7 @@ def evaluate(
         skip_bad=skip_bad,
         prompts=prompts,
         steps=steps,
+        force=force,
     )
     run_evaluate(request, against, protocol)
 
@@ -225,10 +199,7 @@ def train(
     data: Annotated[
         str, typer.Option(help="digits, folder:PATH, parquet:PATH, hf:NAME, scenes; else the preset's.")
     ] = "",
-    preset: Annotated[
-        str,
-        typer.Option(help="digits, mnist, cifar10, cifar10-small or scenes; with -e2e, whole chains. Default: digits."),
-    ] = "",
+    preset: PresetOption = "",
     objective: Annotated[str, typer.Option(help="denoising (single steps) or e2e (chains of 1 to 8 steps).")] = "",
     init: Annotated[str, typer.Option(help="With e2e: a bundled model or a model folder to start from.")] = "",
     out: OutOption = Path("run"),
@@ -248,8 +219,8 @@ def convert(
     steps: Annotated[str, typer.Option(help="Numbers of steps of the new model, 1 to 8, comma-separated.")] = "2",
     minutes: Annotated[float, typer.Option(help="For everything, planned on this machine.")] = 5.0,
     data: Annotated[str, typer.Option(help="Images, as for train; without any, the model's own samples.")] = "",
-    solver: Annotated[str, typer.Option(help=f"Of the teacher; {_OWN} evodiff.")] = "",
-    nfe: Annotated[int | None, typer.Option(help=f"Calls that the teacher makes per image; {_OWN} 10.")] = None,
+    solver: Annotated[str, typer.Option(help=f"Of the teacher; {OWN} evodiff.")] = "",
+    nfe: Annotated[int | None, typer.Option(help=f"Calls that the teacher makes per image; {OWN} 10.")] = None,
     guidance: GuidanceOption = 1.0,
     n: Annotated[int, typer.Option("--n", help="Images of each kind that are measured.")] = 1000,
     batch: Annotated[int, typer.Option(help="Images per training step; fewer need less memory.")] = 64,
@@ -266,10 +237,51 @@ def convert(
 
 
 @app.command()
+def calibrate(
+    model: ModelOption = "mnist",
+    nfe: Annotated[str, typer.Option(help="Numbers of calls, comma-separated.")] = "4,5,6,8,10,15,20",
+    out: TableOption = None,
+    guidance: Annotated[str, typer.Option(help="Scale, 1 is none; several, comma-separated, share a table.")] = "1",
+    trajectories: Annotated[int, typer.Option(help="Of the teacher; a quarter is held out.")] = 128,
+    seed: Annotated[int, typer.Option(help="Of the first trajectory.")] = 0,
+    classes: ClassesOption = "",
+    captions: CaptionsOption = None,
+    teacher_steps: Annotated[int, typer.Option(help="Of the reference ODE.")] = 64,
+    iterations: Annotated[int, typer.Option(help="Of refinement; 0 is the closed form alone, no gradients.")] = 30,
+    match_variance: MatchOption = False,
+    first: Annotated[str, typer.Option(help="First estimate: network (a call), analytic (none) or auto.")] = "auto",
+    base: Annotated[str, typer.Option(help="Rules to fit around, comma-separated; the usual two if omitted.")] = "",
+    grids: Annotated[str, typer.Option(help="To begin with, comma-separated, gits among them; the usual five.")] = "",
+    distribution: Annotated[float, typer.Option(help="Weight of the energy score in the refinement.")] = 0.0,
+    kappa_max: KappaMaxOption = 80.0,
+    kappa_min: KappaMinOption = 0.002,
+    batch_size: Annotated[int, typer.Option(help="Images per call.")] = 64,
+    device: DeviceOption = "auto",
+) -> None:
+    """Fit a solver to a model in about a minute; writes a small table, which --solver takes."""
+    from fewstep.cli.calibrate import run_calibrate, scales
+    from fewstep.cli.shell import lines, names, numbers
+    from fewstep.experiments.calibrate import CalibratePlan, settings_of
+
+    settings = settings_of(
+        numbers(nfe, "--nfe"),
+        teacher_steps=teacher_steps,
+        bases=names(base),
+        grids=names(grids),
+        first=first,
+        match_variance=match_variance,
+        iterations=iterations,
+        distribution=distribution,
+    )
+    asked, walk = lines(captions or [], "--captions"), numbers(classes, "--classes")
+    levels = (kappa_max, kappa_min)
+    plan = CalibratePlan(settings, scales(guidance), trajectories, seed, walk, asked, *levels, batch_size)
+    run_calibrate(model, plan, out, device)
+
+
+@app.command()
 def ablate(
-    model: Annotated[
-        str, typer.Option("--model", help="Where every cell starts; a small one of the digits is trained if omitted.")
-    ] = "",
+    model: StartOption = "",
     data: Annotated[str, typer.Option(help="Images, as for train.")] = "digits",
     groups: Annotated[str, typer.Option(help="terms, steps, gradient, start, coupling, comma-separated; or all.")] = "",
     steps: Annotated[int, typer.Option(help="Training steps of a cell.")] = 150,

@@ -16,14 +16,15 @@ from fewstep._cond import rows_of
 from fewstep._files import output_dir, write_json
 from fewstep.cli.shell import console, progress, say, table, ticking
 from fewstep.denoisers import Cond
-from fewstep.experiments.compare import Cell, Comparison, Plan, judge_of
+from fewstep.errors import CheckpointError
+from fewstep.experiments.compare import Cell, Comparison, Plan, judge_of, with_own_table
 from fewstep.experiments.demo import draw_comparison, machine, write_report
 from fewstep.experiments.digits import DigitsAct
 from fewstep.experiments.evaluation.processes import usable_device
 from fewstep.experiments.evaluation.quality import floor_note
 from fewstep.experiments.pictures import save_images, save_picture, tile
 from fewstep.experiments.runs import Drawn, SamplePlan, captions_of, check_guidance, conditions, draw, seeds_of
-from fewstep.experiments.ways import Way, labelled, way_of
+from fewstep.experiments.ways import Way, labelled, own_table, way_of
 from fewstep.models import Model, bundled, load_model
 from fewstep.noise import EDM, UniformLam
 from fewstep.solvers import IPNDM, SOLVERS, Solver
@@ -47,7 +48,7 @@ def run_sample(name: str, plan: SamplePlan, out: Path, device: str) -> None:
     labels, captions = conditions(model, seeds, plan.classes), captions_of(model, seeds, plan.captions)
     cond = None if captions is None else model.cond_of_captions(captions)
     check_guidance(model, plan.guidance)
-    way = way_of(model, plan.solver, plan.nfe, plan.steps, plan.grid, plan.guidance)
+    way = way_of(model, plan.solver, plan.nfe, plan.steps, plan.grid, plan.guidance, force=plan.force)
     folder = output_dir(out)
 
     parts = _sampled(model, plan, way, labels, cond, folder)
@@ -101,9 +102,10 @@ def _sampled(model: Model, plan: SamplePlan, way: Way, labels: Tensor | None, co
     return parts
 
 
-def run_compare(name: str, plan: Plan, out: Path, device: str) -> None:
-    """Compare solvers and write the table, the pictures and the curves."""
+def run_compare(name: str, plan: Plan, out: Path, device: str, own: bool) -> None:
+    """Compare solvers, with `own` the model's own table among them; write the table, the pictures and the curves."""
     model = _load(name, device)
+    plan = with_own_table(plan, model) if own else plan
     comparison = Comparison(model, plan, judge_of(model))
     folder = output_dir(out)
     _run(comparison)
@@ -166,22 +168,25 @@ def _run(comparison: Comparison) -> None:
 
 
 def _show(comparison: Comparison) -> None:
-    judge = comparison.judge
-    cells = [*comparison.cells, *([comparison.fine] if comparison.fine else [])]
-    names = ["fine solution" if cell is comparison.fine else cell.solver for cell in cells]
+    judge, fine = comparison.judge, comparison.fine
+    rows = [*comparison.rows, *([("fine solution", fine.nfe, fine)] if fine else [])]
     columns = ["solver", "NFE", "network evals", "RMSE", "contrast gain", "seconds"]
     title = f"{labelled(comparison.model)}, {comparison.plan.n} images a cell"
-    table(title, columns, [[name, *_costs(cell)] for name, cell in zip(names, cells, strict=True)])
-    if judge is None or not cells:
+    table(title, columns, [[name, *_costs(nfe, cell)] for name, nfe, cell in rows])
+    if any(cell is None for _, _, cell in rows):
+        say("[dim]-: the table has no solver for that number of calls; fit it: fewstep calibrate --nfe ..[/]")
+    if judge is None or fine is None:
         return
-    measures = list(cells[0].quality)
-    rows = [[name, str(cell.nfe), *map(str, cell.quality.values())] for name, cell in zip(names, cells, strict=True)]
-    table("Quality, with 95 % intervals", ["solver", "NFE", *measures], rows)
+    measured = [(name, cell) for name, _, cell in rows if cell is not None]
+    quality = [[name, str(cell.nfe), *map(str, cell.quality.values())] for name, cell in measured]
+    table("Quality, with 95 % intervals", ["solver", "NFE", *fine.quality], quality)
     say(f"[dim]fd: {escape(judge.describe(comparison.plan.n))}. This is not FID.[/]")
-    say(f"[dim]{escape(floor_note(judge, comparison.plan.n, cells[-1].quality['fd'].value))}[/]")
+    say(f"[dim]{escape(floor_note(judge, comparison.plan.n, fine.quality['fd'].value))}[/]")
 
 
-def _costs(cell: Cell) -> list[str]:
+def _costs(nfe: int, cell: Cell | None) -> list[str]:
+    if cell is None:
+        return [str(nfe), *"----"]
     counts = [str(cell.nfe), str(cell.network_evals)]
     return [*counts, f"{cell.rmse:.4f}", f"{cell.contrast_gain:.3f}", f"{cell.seconds:.1f}"]
 
@@ -193,10 +198,24 @@ def show_models() -> None:
         model = load_model(name)
         data = f"{model.config.facts.get('data', 'not stated')}"
         chain = ",".join(map(str, model.config.chain.steps)) if model.config.chain else "-"
-        rows.append((name, "x".join(map(str, model.shape)), str(model.config.n_classes), chain, data))
-    columns = ("name", "shape", "classes", "chain", "trained on")
+        shape, classes = "x".join(map(str, model.shape)), str(model.config.n_classes)
+        rows.append((name, shape, classes, chain, _fitted(model), data))
+    columns = ("name", "shape", "classes", "chain", "calibrated", "trained on")
     table("Bundled models; a model folder works in their place", columns, rows)
     say("[dim]chain: the numbers of steps that a few-step model was trained for, for --steps[/]")
+    say("[dim]calibrated: the numbers of calls that its own table has a solver for, for --nfe[/]")
+
+
+def _fitted(model: Model) -> str:
+    """The numbers of calls of a model's own table."""
+    if model.calibration is None:
+        return "-"
+    try:
+        known = own_table(model)
+    except CheckpointError:
+        return "damaged"
+    belongs = known.origin.fingerprint in ("", model.fingerprint)
+    return ",".join(map(str, sorted(known.entries))) if belongs else "of other weights"
 
 
 def show_solvers() -> None:

@@ -2,13 +2,14 @@
 
 Every cell of the table starts from the same noise and is measured three ways: the root mean square error to a fine
 solution of the same equation (is it the right picture?), the distance of distributions to real images (is it a good
-set of pictures?) and the contrast gain (is the distance flattered by contrast?).
+set of pictures?) and the contrast gain (is the distance flattered by contrast?). A calibrated solver brings its own
+levels; where its table lacks a number of calls, there is no cell.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,15 +29,15 @@ from fewstep.experiments.runs import (
     said_of,
     seeds_of,
 )
-from fewstep.experiments.ways import labelled
+from fewstep.experiments.ways import CALIBRATED, Way, is_table, labelled, serves, table_of, tabulated
 from fewstep.metrics import Judge, contrast_gain, load_judge, rmse
 from fewstep.metrics.estimate import Estimate
 from fewstep.metrics.protocol import Making
 from fewstep.models import Model
 from fewstep.noise import Grid
-from fewstep.solvers import SOLVERS, Heun
+from fewstep.solvers import SOLVERS, Heun, Solver
 
-__all__ = ["Cell", "Comparison", "Plan", "judge_of"]
+__all__ = ["Cell", "Comparison", "Plan", "judge_of", "with_own_table"]
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,15 @@ class Plan:
     """What to compare.
 
     Args:
-        solvers: names in SOLVERS, with options as :meth:`~fewstep._part.Part.spelled` reads them.
+        solvers: names in SOLVERS, with options as :meth:`~fewstep._part.Part.spelled` reads them; calibrated tables.
         nfe: budgets of calls.
         n: images per cell.
         seed: seed of the first image.
         guidance: scale; 1 is none.
-        grid: the grid of every solver.
+        grid: the grid of every solver but the calibrated ones.
         reference_steps: steps of the fine Heun solution.
         batch_size: images per call.
+        force: take tables that were fitted to something else.
     """
 
     solvers: tuple[str, ...] = ("ddim", "heun", "dpmpp_2m", "unipc", "ipndm", "evodiff", "evodiff_paper")
@@ -62,10 +64,12 @@ class Plan:
     grid: GridChoice = GridChoice()
     reference_steps: int = 64
     batch_size: int = 250
+    force: bool = False
 
     def __post_init__(self) -> None:
         for name in self.solvers:
-            Part.spelled(name).build(SOLVERS, "solver")
+            if not is_table(name):
+                Part.spelled(name).build(SOLVERS, "solver")
         if not (self.solvers and self.nfe):
             raise ConfigError(
                 f"A comparison of {len(self.solvers)} solvers at {len(self.nfe)} budgets",
@@ -81,7 +85,7 @@ class Cell:
     """One solver at one budget.
 
     Attributes:
-        solver: its name.
+        solver: its name in the plan.
         nfe: calls that were made, counted.
         network_evals: evaluations of the network per image, counted.
         steps: intervals of the grid.
@@ -111,6 +115,13 @@ def judge_of(model: Model) -> Judge | None:
     return load_judge(name) if name else None
 
 
+def with_own_table(plan: Plan, model: Model) -> Plan:
+    """Add the table that lies beside a model's weights to a plan, if it serves one of its budgets."""
+    if not serves(model, plan.nfe, plan.guidance):
+        return plan
+    return replace(plan, solvers=(*plan.solvers, CALIBRATED))
+
+
 class Comparison:
     """A table that is filled one cell at a time.
 
@@ -122,7 +133,7 @@ class Comparison:
 
     Attributes:
         cells: what was measured so far.
-        pictures: the first `show` images of every cell, by (solver, budget).
+        pictures: the first `show` images of every cell, by (solver, budget); grey where there is no cell.
         reference: the fine solution, shape (n, c, h, w).
         fine: what the fine solution measures and costs.
     """
@@ -133,27 +144,37 @@ class Comparison:
         self.labels, self.captions = conditions(model, self.seeds), captions_of(model, self.seeds)
         check_guidance(model, plan.guidance)
         # All grids are made before the first image, so that a budget no solver can meet fails at once.
-        self._grids = {(s, nfe): self._grid(s, nfe) for s in plan.solvers for nfe in plan.nfe}
+        self._ways = {(s, nfe): way for s in plan.solvers for nfe, way in self._row(s).items()}
         self.cells: list[Cell] = []
         self.pictures: dict[tuple[str, int], Tensor] = {}
         self.reference = torch.empty(0)
         self.fine: Cell | None = None
 
     def __len__(self) -> int:
-        return len(self._grids) + 1
+        return sum(way is not None for way in self._ways.values()) + 1
+
+    @property
+    def rows(self) -> list[tuple[str, int, Cell | None]]:
+        """Solver, budget and what was measured, in the order of the plan; None where a table lacks the budget."""
+        cells = iter(self.cells)
+        return [(s, nfe, None if way is None else next(cells, None)) for (s, nfe), way in self._ways.items()]
 
     def run(self) -> Iterator[Cell]:
         """Measure the reference, then every cell; yields each as soon as it is known."""
         steps = self.plan.reference_steps
         grid = self.plan.grid.rule(self.model.denoiser.schedule)(self.model.denoiser.schedule, steps)
-        drawn = self._draw(Heun(), grid)
+        fine = Way(Heun(), grid, "heun", self.plan.grid.describe(steps), 0)
+        drawn = self._draw(fine.rule, grid)
         self.reference = drawn.images
-        self.fine = self._cell("heun", steps, drawn)
+        self.fine = self._cell("heun", fine, drawn)
         yield self.fine
-        for (solver, nfe), grid in self._grids.items():
-            drawn = self._draw(solver, grid)
+        for (solver, nfe), way in self._ways.items():
+            if way is None:
+                self.pictures[solver, nfe] = torch.zeros_like(self.reference[: self.show])
+                continue
+            drawn = self._draw(way.rule, way.grid)
             self.pictures[solver, nfe] = drawn.images[: self.show]
-            self.cells.append(self._cell(solver, grid.steps, drawn))
+            self.cells.append(self._cell(solver, way, drawn))
             yield self.cells[-1]
 
     def report(self) -> dict[str, Any]:
@@ -166,15 +187,30 @@ class Comparison:
             "floors": dict(self.judge.facts.get("floors", {})) if self.judge else {},
             "reference": asdict(self.fine) if self.fine else None,
             "cells": [asdict(cell) for cell in self.cells],
+            "missing": [{"solver": solver, "nfe": nfe} for (solver, nfe), way in self._ways.items() if way is None],
         }
 
-    def _grid(self, solver: str, nfe: int) -> Grid:
+    def _row(self, solver: str) -> dict[int, Way | None]:
+        """How one solver is run at every budget; refuses a table that serves none of them."""
+        plan = self.plan
+        if not is_table(solver):
+            return {nfe: self._ordinary(solver, nfe) for nfe in plan.nfe}
+        known = table_of(self.model, solver).entries
+        served = set(plan.nfe) & set(known) or set(plan.nfe)  # of none, the table itself says what it was fitted for
+        return {nfe: self._tabulated(solver, nfe) if nfe in served else None for nfe in plan.nfe}
+
+    def _ordinary(self, solver: str, nfe: int) -> Way:
+        rule = Part.spelled(solver).build(SOLVERS, "solver")
         try:
-            return make_grid(self.model, Part.spelled(solver).build(SOLVERS, "solver"), self.plan.grid, nfe)
+            grid = make_grid(self.model, rule, self.plan.grid, nfe)
         except BudgetError as error:
             raise BudgetError(f"{solver} at {nfe} calls: {error.given}", error.allowed, error.todo) from error
+        return Way(rule, grid, solver, self.plan.grid.describe(grid.steps), nfe)
 
-    def _draw(self, solver: str | Heun, grid: Grid) -> Drawn:
+    def _tabulated(self, solver: str, nfe: int) -> Way:
+        return tabulated(self.model, solver, nfe, self.plan.guidance, force=self.plan.force)
+
+    def _draw(self, solver: Solver, grid: Grid) -> Drawn:
         return draw(
             self.model,
             solver,
@@ -186,14 +222,14 @@ class Comparison:
             batch_size=self.plan.batch_size,
         )
 
-    def _cell(self, solver: str, steps: int, drawn: Drawn) -> Cell:
-        results = judge_results(self.judge, drawn.images, self._making(solver, steps, drawn)) if self.judge else []
+    def _cell(self, solver: str, way: Way, drawn: Drawn) -> Cell:
+        results = judge_results(self.judge, drawn.images, self._making(way, drawn)) if self.judge else []
         quality = {result.name: result.estimate for result in results}
         return Cell(
             solver=solver,
             nfe=drawn.nfe,
             network_evals=drawn.network_evals,
-            steps=steps,
+            steps=way.grid.steps,
             rmse=rmse(drawn.images, self.reference),
             distance=quality["fd"].value if quality else None,
             contrast_gain=contrast_gain(drawn.images, self.reference, self.reference.mean(0)),
@@ -202,14 +238,14 @@ class Comparison:
             lines=tuple(result.line() for result in results),
         )
 
-    def _making(self, solver: str, steps: int, drawn: Drawn) -> Making:
+    def _making(self, way: Way, drawn: Drawn) -> Making:
         plan, model = self.plan, self.model
         return Making(
             f"fewstep model {labelled(model)}",
             model.fingerprint,
             f"{self.seeds[0]}..{self.seeds[-1]}",
-            solver,
-            plan.grid.describe(steps),
+            way.solver,
+            way.said,
             drawn.nfe,
             drawn.network_evals,
             plan.guidance,

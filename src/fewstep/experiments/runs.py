@@ -195,7 +195,8 @@ class SamplePlan:
     """What to sample.
 
     Args:
-        solver: a name in SOLVERS; None leaves it to the model, as the three below do: see ways.py.
+        solver: a name in SOLVERS, or a calibrated table; None leaves it to the model, as the three below do: see
+            ways.py.
         nfe: calls that may be made.
         n: number of images.
         seed: of the first image.
@@ -205,6 +206,7 @@ class SamplePlan:
         batch_size: images per call.
         captions: captions to walk through; see :func:`captions_of`.
         steps: steps of the grid.
+        force: take a table that was fitted to something else.
     """
 
     solver: str | None
@@ -217,6 +219,7 @@ class SamplePlan:
     batch_size: int = 64
     captions: tuple[str, ...] = ()
     steps: int | None = None
+    force: bool = False
 
     def __post_init__(self) -> None:
         check_batch(self.batch_size)

@@ -60,18 +60,22 @@ class ModelGenerator:
 
     Args:
         model: what to sample.
-        solver: a name in SOLVERS; what is None here and below is chosen by :func:`~fewstep.experiments.ways.way_of`.
+        solver: a name in SOLVERS, or a calibrated table; what is None here and below is chosen by
+            :func:`~fewstep.experiments.ways.way_of`.
         nfe: calls that may be made per image.
         grid: levels.
         guidance: scale; 1 is none.
         batch_size: images per call.
         steps: steps of the grid, in place of `nfe`.
+        force: take a table that was fitted to something else.
 
     Raises:
         UnknownName: if there is no such solver or grid.
         GridError: if the solver cannot run on the grid.
         BudgetError: if it needs more calls.
-        ConfigError: if the model cannot be guided so or has no chain of such steps, or the batches are empty.
+        ConfigError: if the model cannot be guided so or has no chain of such steps, or the batches are empty; if
+            a table does not fit the model.
+        CheckpointError: if a table cannot be read.
     """
 
     def __init__(
@@ -83,11 +87,13 @@ class ModelGenerator:
         guidance: float = 1.0,
         batch_size: int = 64,
         steps: int | None = None,
+        *,
+        force: bool = False,
     ) -> None:
         check_batch(batch_size)
         check_guidance(model, guidance)
         self.model, self.guidance, self.batch_size = model, guidance, batch_size
-        self.way = way_of(model, solver, nfe, steps, grid, guidance)
+        self.way = way_of(model, solver, nfe, steps, grid, guidance, force=force)
 
     def __call__(self, seeds: Sequence[int], asked: Asked = None) -> Drawn:
         """Make one image per seed.

@@ -79,7 +79,14 @@ def _sets(subjects: Iterable[Generated]) -> tuple[Subject, ...]:
 def _model(request: Request, prompts: PromptSet | None) -> Opened:
     model = load_model(request.what, request.plan.device)
     makes = ModelGenerator(
-        model, request.solver, request.nfe, request.grid, request.guidance, request.batch_size, request.steps
+        model,
+        request.solver,
+        request.nfe,
+        request.grid,
+        request.guidance,
+        request.batch_size,
+        request.steps,
+        force=request.force,
     )
     made = [
         _in_turn(request, model, makes, number) if prompts is None else _prompted(request, makes, prompts, number)

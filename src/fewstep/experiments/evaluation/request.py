@@ -30,7 +30,8 @@ class Request:
         n: images; None for 5,000 of a model, and for all that there are of anything else.
         seed: of the first image.
         sets: number of seed sets; their first seeds are 1,000,000 apart.
-        solver: a name in SOLVERS, None for the model's own way; a pipeline keeps its own scheduler.
+        solver: a name in SOLVERS, or a calibrated table; None for the model's own way. A pipeline keeps its own
+            scheduler.
         nfe: calls per image; steps of a pipeline's scheduler; None leaves it to the model.
         guidance: scale; 1 is none.
         grid: levels; None leaves them to the model.
@@ -39,6 +40,7 @@ class Request:
         skip_bad: count and name pictures that cannot be read instead of stopping.
         prompts: a prompt file, one image a prompt.
         steps: steps of the grid, in place of `nfe`; of a few-step model, one of the trained numbers.
+        force: take a table that was fitted to something else.
     """
 
     what: str
@@ -59,6 +61,7 @@ class Request:
     skip_bad: bool = False
     prompts: Path | None = None
     steps: int | None = None
+    force: bool = False
 
     def __post_init__(self) -> None:
         if self.sets < 1 or (self.sets > 1 and (self.n or MODEL_IMAGES) > SEED_STRIDE):

@@ -1,0 +1,100 @@
+"""What `fewstep calibrate` does once it is parsed: fit behind a bar, write the table whole, show how good it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.markup import escape
+
+from fewstep.calibration import FILE, Progress, Table, calibrate
+from fewstep.cli.shell import progress, say, table
+from fewstep.errors import ConfigError
+from fewstep.experiments.calibrate import CalibratePlan, described, place_of, prepared
+from fewstep.experiments.evaluation.processes import usable_device
+from fewstep.models import load_model
+
+__all__ = ["run_calibrate", "scales"]
+
+_USUAL = 8  # calls of the command that is suggested, if the table has them
+
+
+def scales(text: str) -> tuple[float, ...]:
+    """Read a comma-separated list of guidance scales, each once."""
+    try:
+        return tuple(dict.fromkeys(float(part) for part in text.split(",") if part.strip()))
+    except ValueError:
+        raise ConfigError(
+            f"--guidance {text}", "Numbers, separated by commas", "Write for instance --guidance 1,2,3"
+        ) from None
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """Progress with what the bar wants: the line beside it, and one step for the teacher and for every budget."""
+
+    made: Progress
+
+    @property
+    def note(self) -> str:
+        return self.made.words
+
+    @property
+    def advance(self) -> int:
+        done = self.made.table is not None and self.made.nfe in self.made.table.entries
+        return int(done or self.made.nfe == 0)
+
+
+def run_calibrate(name: str, plan: CalibratePlan, out: Path | None, device: str) -> None:
+    """Fit a solver to a model and write its table; nothing is written before all of it is there."""
+    model = load_model(name, usable_device(device))
+    ready, path = prepared(model, plan), place_of(name, out)
+    steps = map(_Shown, calibrate(ready.problem, plan.settings, ready.origin))
+    try:
+        fitted = _last(progress(steps, len(plan.settings.nfe) + 1, f"calibrating {model.config.name}"))
+    except KeyboardInterrupt:
+        say(f"No table was written: {escape(str(path))} is as it was")
+        raise
+    fitted = described(fitted, model, plan)
+    fitted.save(path)
+    _show(model.config.name, fitted)
+    _say_next(name, path, out, fitted)
+
+
+def _last(steps: Iterator[_Shown]) -> Table:
+    made = None
+    for step in steps:
+        made = step.made.table
+    if made is None:
+        raise RuntimeError("a fit without an entry")
+    return made
+
+
+def _show(name: str, fitted: Table) -> None:
+    facts, rows = fitted.facts, []
+    for nfe, entry in sorted(fitted.entries.items()):
+        errors = (f"{error:.4g}" for error in (entry.closed_form, entry.held, entry.train))
+        rows.append((str(nfe), str(entry.steps), entry.base, entry.grid, *errors))
+    columns = ("calls", "steps", "base", "grid", "closed form", "held out", "fitted to")
+    table(f"{name}: RMSE to the teacher's ends, which spread over {facts['spread']:g}", columns, rows)
+    say("[dim]closed form: on held-out trajectories, before refinement; held out and fitted to: after it[/]")
+    if any(entry.first for entry in fitted.entries.values()):
+        say("[dim]One step more than calls: the first estimate is the mean of the data, without a call[/]")
+    say(
+        f"[dim]{facts['trajectories']} trajectories in {facts['teacher_steps']} steps, {facts['held_out']:.0%} held "
+        f"out; {facts['seconds']:.0f} s, {facts['network_evals']:,} evaluations of the network, one image each[/]"
+    )
+
+
+def _say_next(name: str, path: Path, out: Path | None, fitted: Table) -> None:
+    """Say where the table is and how it is used."""
+    nfe, (low, high) = min(fitted.entries, key=lambda known: abs(known - _USUAL)), fitted.origin.guidance
+    guided = "" if low <= 1 <= high else f" --guidance {low:g}"
+    own = path.resolve() == (Path(name) / FILE).resolve()
+    named = "" if own else f" --solver {path}"
+    where = "beside the weights, and picked up by itself from now on" if own else "named as a solver"
+    if out is None and not own:
+        where = "here, since the folder of a bundled model belongs to the package"
+    say(f"Table in {escape(str(path))}: {where}. Next:")
+    say(f"  fewstep sample --model {escape(name)}{escape(named)} --nfe {nfe}{guided}")

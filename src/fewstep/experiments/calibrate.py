@@ -1,0 +1,242 @@
+"""Calibrating a model by names: from a model to what a solver is fitted to, and where its table goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+import fewstep
+from fewstep._files import output_dir
+from fewstep._part import Part
+from fewstep.calibration import (
+    FILE,
+    Origin,
+    Problem,
+    Refinement,
+    Settings,
+    Table,
+    load_table,
+    problem_of,
+    said_schedule,
+)
+from fewstep.calibration.grids import GITS
+from fewstep.calibration.history import Base
+from fewstep.errors import CheckpointError, ConfigError, choose
+from fewstep.experiments.runs import captions_of, check_batch, check_guidance, conditions, said_of
+from fewstep.models import Model, bundled
+from fewstep.noise import EDM, SPACINGS, Karras
+from fewstep.solvers import SOLVERS, Multistep
+
+__all__ = ["CalibratePlan", "Prepared", "described", "place_of", "prepared", "settings_of"]
+
+_PER_SCALE = 4  # trajectories that every guidance scale leads, at least: some to fit to, some held out
+
+
+@dataclass(frozen=True)
+class CalibratePlan:
+    """What to fit, and what on.
+
+    Args:
+        settings: numbers of calls, teacher, bases, grids and refinement.
+        guidance: scales that share the table, each leading an equal part of the trajectories; 1 is none.
+        trajectories: how many.
+        seed: of the first one.
+        classes: classes to walk through; all of the model's if empty.
+        captions: captions to walk through, likewise.
+        kappa_max: first level, noise per unit of data; bounded by the schedule.
+        kappa_min: last level, likewise.
+        batch_size: images per call.
+
+    Raises:
+        ConfigError: if there are too few trajectories, no scale, or empty batches.
+    """
+
+    settings: Settings = Settings()
+    guidance: tuple[float, ...] = (1.0,)
+    trajectories: int = 128
+    seed: int = 0
+    classes: tuple[int, ...] = ()
+    captions: tuple[str, ...] = ()
+    kappa_max: float = 80.0
+    kappa_min: float = 0.002
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        check_batch(self.batch_size)
+        if not self.guidance:
+            raise ConfigError("No guidance scale", "One or more; 1 is none", "Use --guidance 1")
+        if self.trajectories < _PER_SCALE * len(self.guidance):
+            raise ConfigError(
+                f"{self.trajectories} trajectories for {len(self.guidance)} guidance scales",
+                f"Every scale leads at least {_PER_SCALE} of them",
+                "Use --trajectories 128",
+            )
+
+
+def settings_of(
+    nfe: Sequence[int],
+    *,
+    teacher_steps: int = Settings.teacher_steps,
+    bases: Sequence[str] = (),
+    grids: Sequence[str] = (),
+    first: str = Settings.first,
+    match_variance: bool = False,
+    iterations: int = Refinement.iterations,
+    distribution: float = 0.0,
+) -> Settings:
+    """Collect settings as they are written on a command line; names are looked up now, not after the teacher's work.
+
+    Args:
+        nfe: numbers of calls.
+        teacher_steps: of the reference ODE.
+        bases: rules to fit around; the usual ones if empty.
+        grids: levels to begin with; the usual ones if empty.
+        first: "auto", "network" or "analytic".
+        match_variance: whether the closed form matches the teacher's variance.
+        iterations: of the refinement.
+        distribution: weight of its energy score.
+
+    Returns:
+        The settings.
+
+    Raises:
+        UnknownName: if a base, a grid or `first` does not exist.
+        ConfigError: if a value cannot be.
+    """
+    for base in bases:
+        rule = Part.spelled(base).build(SOLVERS, "base rule")
+        Base.of(cast(Multistep, rule), torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64))  # refuses what is none
+    for grid in grids:
+        _check_ends(grid)
+    chosen: dict[str, Literal["auto", "network", "analytic"]]
+    chosen = {"auto": "auto", "network": "network", "analytic": "analytic"}
+    return Settings(
+        tuple(dict.fromkeys(nfe)),
+        teacher_steps,
+        tuple(bases) or Settings.bases,
+        tuple(grids) or Settings.grids,
+        choose(first, chosen, "first estimate"),
+        match_variance,
+        Refinement(iterations, distribution=distribution),
+    )
+
+
+def _check_ends(grid: str) -> None:
+    """Refuse a grid that does not run between the two levels that trajectories begin and end with."""
+    schedule = EDM()
+    made = Part.spelled(grid).build({**SPACINGS, GITS: Karras}, "grid")(schedule, 2).levels.sigma
+    ends = made.new_tensor([schedule.sigma_max, schedule.sigma_min])
+    if not torch.allclose(made[[0, -1]], ends, rtol=1e-6):
+        raise ConfigError(
+            f"The grid {grid}, from kappa {made[0]:g} to {made[-1]:g} where {ends[0]:g} to {ends[1]:g} are asked for",
+            "A grid to begin with runs between any two levels above 0",
+            "Use karras:rho=7, uniform_lam or gits; --kappa-max and --kappa-min move the ends",
+        )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a solver is fitted to.
+
+    Attributes:
+        problem: denoisers, noise and conditions.
+        origin: names the model in the table.
+    """
+
+    problem: Problem
+    origin: Origin
+
+
+def prepared(model: Model, plan: CalibratePlan) -> Prepared:
+    """Set a model up for calibration, as `sample` would call it.
+
+    Args:
+        model: what to fit to.
+        plan: scales, conditions, seeds and levels.
+
+    Returns:
+        The problem, and what names the model.
+
+    Raises:
+        ConfigError: if the model cannot be guided so, does not have a class, or the levels do not descend.
+        UnknownName: if it does not know a word of a caption.
+    """
+    for scale in plan.guidance:
+        check_guidance(model, scale)
+    schedule, n = model.denoiser.schedule, plan.trajectories
+    problem = problem_of(
+        [model.guided(scale) for scale in plan.guidance],
+        schedule,
+        model.shape,
+        seeds=range(plan.seed, plan.seed + n),
+        cond=_cond(model, plan),
+        kappa_max=plan.kappa_max,
+        kappa_min=plan.kappa_min,
+        device=model.device,
+        batch=plan.batch_size,
+    )
+    span = (min(plan.guidance), max(plan.guidance))
+    return Prepared(problem, Origin(model.config.name, model.fingerprint, said_schedule(schedule), span))
+
+
+def _cond(model: Model, plan: CalibratePlan) -> dict[str, Tensor] | None:
+    """Conditions in turn: of several scales, each walks through all of them."""
+    turns = [plan.seed + k // len(plan.guidance) for k in range(plan.trajectories)]
+    labels, captions = conditions(model, turns, plan.classes), captions_of(model, turns, plan.captions)
+    told = {} if labels is None else {"label": labels}
+    return {**told, **({} if captions is None else model.cond_of_captions(captions))} or None
+
+
+def described(table: Table, model: Model, plan: CalibratePlan) -> Table:
+    """Write into a table how it was fitted, beyond what the fit knows."""
+    chosen = [model.config.classes[c] for c in plan.classes] or list(plan.captions)
+    in_turn = said_of(conditions(model, [0]), captions_of(model, [0], plan.captions))
+    told = {
+        "seed": plan.seed,
+        "guidance": list(plan.guidance),
+        "conditions": chosen or in_turn,
+        "fewstep": fewstep.__version__,
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    return replace(table, facts={**table.facts, **told})
+
+
+def place_of(name_or_dir: str, out: Path | None) -> Path:
+    """Choose the file of a table, before anything is fitted.
+
+    Args:
+        name_or_dir: of the model.
+        out: a file, or a folder that is there; None for the model's folder, or for this one where the model is bundled
+            and its folder is the package's.
+
+    Returns:
+        The file; its folder is there and can be written.
+
+    Raises:
+        ConfigError: if another file is in the way.
+        OutputError: if the folder cannot be written.
+    """
+    beside = Path() if name_or_dir in bundled() else Path(name_or_dir)
+    path = beside / FILE if out is None else out / FILE if out.is_dir() else out
+    if path.exists() and path.name != FILE:
+        _refuse_other(path)
+    output_dir(path.parent)
+    return path
+
+
+def _refuse_other(path: Path) -> None:
+    try:
+        load_table(path)
+    except CheckpointError as error:
+        raise ConfigError(
+            f"A table to be written over {path}, which is none",
+            "Only a table is written over",
+            "Choose another name for --out, or remove the file first",
+        ) from error
