@@ -211,13 +211,13 @@ def parts(seed: int, share: float) -> tuple[Tensor, Tensor, Tensor, Tensor, list
 
 # Of these shares the first has the lowest variance below g = 1, the second beyond it, and the third below g = 0.
 @pytest.mark.parametrize("share", [0.7, 0.1, -0.7])
-@pytest.mark.parametrize("size", [0.0, 0.3, 0.5, 0.8, 1.5, 4.0])
+@pytest.mark.parametrize("size", [0.0, 0.5, 0.9, 0.95, 0.98, 1.02, 1.5, 5.0])
 def test_the_nearest_variance_where_none_is_equal(size: float, share: float) -> None:
     """Against all g on a fine grid: g >= 0, the smallest difference of variances, and of two such g the one near 1."""
     tries = torch.linspace(0, 80, 4001, dtype=torch.float64)
     for seed in range(5):
         row, plain, before, noise, estimates = parts(seed, share)
-        wanted = size * batch((30, 2), seed + 300)
+        wanted = size * combined(plain, noise, estimates)  # a little less than DDIM: two roots on one side, or none
         got = matched(row, before, f64(0.4), noise, estimates, wanted)
         g = float((got - plain)[1] / (row - plain)[1])
         assert gap(got, plain + g * (row - plain)) <= 1e-12, "the row left the line"
