@@ -268,6 +268,14 @@ def test_data_that_lie_on_a_line_or_in_a_point(dtype: torch.dtype) -> None:
                 assert entry.held <= 1e-3, f"{nfe} calls: an error of {entry.held:.2e}"
 
 
+def test_data_far_from_the_origin() -> None:
+    """A mean of a thousand spreads: differences of estimates are small beside the estimates they are taken of."""
+    far = Gaussian(f64([100.0, -100.0]), f64([[0.02, 0.005], [0.005, 0.01]]))
+    for first in ("network", "analytic"):
+        entry = fit(made_for(far, 2), replace(TRAINED, first=first)).entries[5]
+        assert entry.held <= 0.01, f"first from the {first}: an error of {entry.held:.3f} where data spread over 0.12"
+
+
 @pytest.mark.parametrize("features", [False, True])
 def test_with_the_variance_matched_and_the_distribution_scored(features: bool) -> None:
     how = Refinement(iterations=6, batch=32, distribution=0.1, checkpointed=features)

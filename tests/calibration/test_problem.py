@@ -90,6 +90,7 @@ def test_refusals() -> None:
         refuses(
             ConfigError, f"kappa {high:g} to {low:g}", lambda high=high, low=low: make(kappa_max=high, kappa_min=low)
         )
+    refuses(ConfigError, "Batches of 0 rows", lambda: make(batch=0))
     refuses(ShapeError, "3 rows of the condition 'label'", lambda: make(cond={"label": torch.arange(3)}))
     refuses(GridError, "", lambda: levels_at(EDM(), f64([1.0, 2.0])))
     refuses(LevelError, "", lambda: levels_at(VPLinear(), f64([1e4, 2.0])))

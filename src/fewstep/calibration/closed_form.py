@@ -91,6 +91,10 @@ class _Products:
         new = torch.stack([vector @ self.vectors[-1] for vector in self.vectors])
         self.gram = torch.cat([torch.cat([self.gram, new[:-1, None]], 1), new[None]])
 
+    def lost(self) -> float:
+        """What rounding of the estimates leaves of the square of a difference of equal ones: no direction to go in."""
+        return max(1e-14 * float(self.gram.diagonal()[1:].max()), torch.finfo(torch.float64).tiny)
+
     def aim(self, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """Inner products with a wanted sample, and of it with itself."""
         flat = self._flat(wanted)
@@ -192,12 +196,10 @@ def _candidates(
     left = (aim[0] - part.gram @ plain)[1:]  # inner products of the estimates with what the base leaves
     missed = part.error(plain[None], aim) * part.vectors[0].numel()
     target, found = left[:-1] - left[-1], []
-    # Differences of estimates are known to rounding of the estimates: what is left of equal ones is no direction.
-    lost = max(1e-14 * float(part.gram.diagonal()[1:].max()), torch.finfo(gram.dtype).tiny)
     for ridge in ridges:
         for window in sorted({min(window, i) for window in windows}):
             own = slice(i - window, i)
-            size = ridge * missed + lost
+            size = ridge * missed + part.lost()
             system = gram[own, own] + size * torch.eye(window, dtype=gram.dtype)
             d = torch.linalg.lstsq(system, target[own, None], driver="gelsd").solution[:, 0]
             row = plain.clone()
@@ -209,9 +211,10 @@ def _candidates(
 
 def _units(part: _Products, error: float, split: Split) -> Tensor:
     """Columns of d that move the sample by about its error: directions that hardly move it are not let run away."""
-    gram = _differences(part.gram) / part.vectors[0].numel()
+    numbers = part.vectors[0].numel()
+    gram = _differences(part.gram) / numbers
     # Estimates that lie in fewer directions, and nothing missed: there is still a matrix to invert.
-    floor = max(error, 1e-12 * float(gram.trace()), torch.finfo(torch.float32).tiny)
+    floor = max(error, 1e-12 * float(gram.trace()), len(gram) * part.lost() / numbers, torch.finfo(torch.float32).tiny)
     factor = torch.linalg.cholesky(gram + floor * torch.eye(len(gram), dtype=gram.dtype))
     identity = torch.eye(len(gram), dtype=gram.dtype)
     units: Tensor = torch.linalg.solve_triangular(factor.T, identity, upper=True)

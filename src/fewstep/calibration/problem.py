@@ -64,7 +64,7 @@ class Problem:
         batch: rows per call of a denoiser.
 
     Raises:
-        ConfigError: if the levels do not descend, or are not above 0 and finite.
+        ConfigError: if the levels do not descend, or are not above 0 and finite, or a batch has no row.
         ShapeError: if a condition has another number of rows.
     """
 
@@ -83,6 +83,8 @@ class Problem:
                 "Noise decreases along them, between two finite levels above 0",
                 "Begin for instance at 80 and end at 0.002",
             )
+        if self.batch < 1:
+            raise ConfigError(f"Batches of {self.batch} rows", "One row or more in a call", "Use for instance batch=64")
         for name, rows in (self.cond or {}).items():
             if len(rows) != len(self):
                 raise ShapeError(

@@ -145,11 +145,12 @@ def refined(
     table, generator = LearnedTable(fitted), Generator().manual_seed(how.seed)
     if fitted.kappa.shape[0] < 3:
         return
-    error = fitted.train / rms(trajectories.end - trajectories.end.mean(0))
+    aims = trajectories.end[: split.train]
+    error = fitted.train / max(rms(aims - aims.mean(0)), torch.finfo(torch.float32).tiny)
     calm = min(1.0, (error / _LARGE) ** 0.5)
     groups = [([table.gaps], how.rate_grid * calm), ([*table.moves], how.rate_weights * fitted.train)]
     optimiser = torch.optim.Adam([{"params": own, "lr": rate} for own, rate in groups], betas=(0.9, 0.95))
-    score = EnergyScore(how.features, draws=1).fitted(trajectories.end) if how.distribution else None
+    score = EnergyScore(how.features, draws=1).fitted(aims) if how.distribution else None
     parameters, norms = list(table.parameters()), list[float]()
     for iteration, rows in enumerate(_batches(problem, split, how, generator)):
         for group, (_, rate) in zip(optimiser.param_groups, groups, strict=True):
