@@ -24,7 +24,7 @@ def test_the_first_python_block_runs_and_counts_its_calls(name, capsys):
     assert (int(nfe), int(evals)) == (10, 20 if guided else 10)
 
 
-@pytest.mark.parametrize("name", ["solvers.md"])
+@pytest.mark.parametrize("name", ["calibration.md", "solvers.md"])
 def test_every_python_block_of_the_page_runs(name):
     found = blocks(ROOT / "docs" / name)
     assert found

@@ -146,6 +146,17 @@ def test_another_model(cli: Cli, own: Path, unconditional: Path, tmp_path: Path)
     refuses(cli("sample", *words), "ConfigError", "A table fitted on VPCosine()", "--force")
 
 
+def test_forced_where_numbers_are_made(cli: Cli, own: Path, unconditional: Path, tmp_path: Path) -> None:
+    """A number from a solver that was fitted to something else carries it in its protocol."""
+    words = ("--nfe", 4, "--force", "--solver", own / FILE)
+    ran = cli("evaluate", unconditional, *JUDGED, "--n", 70, *words, "--out", tmp_path / "e")
+    assert ran.code == 0, ran.err
+    assert "; forced)" in read_json(tmp_path / "e" / "results.json")["results"][0]["protocol"]["making"]["grid"]
+    words = ("--model", unconditional, "--nfe", 4, "--solvers", own / FILE)
+    refuses(cli("compare", *words, "--out", tmp_path / "c"), "ConfigError", "fitted to the weights", "--force")
+    assert compared(cli, tmp_path / "c", *words, "--force")["cells"][0]["nfe"] == 4
+
+
 def test_force_takes_the_next_smaller_number_of_calls(cli: Cli, own: Path, tmp_path: Path) -> None:
     words = ("--model", own, "--solver", "calibrated", "--n", 2, "--nfe", 9, "--force")
     facts = sampled(cli, tmp_path / "out", *words)
