@@ -7,7 +7,7 @@ PIP := $(BIN)/pip --disable-pip-version-check
 export MALLOC_TRIM_THRESHOLD_ ?= 4000000000
 export MALLOC_MMAP_THRESHOLD_ ?= 1000000000
 
-.PHONY: help demo test test-slow test-gpu check format bench card cifar10 cifar10-fewstep clean
+.PHONY: help demo test test-slow test-gpu check format bench bench-calibrated card cifar10 cifar10-fewstep clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -53,6 +53,9 @@ bench: $(VENV)/.dev  ## the solver tables; writes benchmarks/results
 	$(BIN)/python -m benchmarks.exact_targets --out benchmarks/results
 	$(BIN)/python -m benchmarks.solver_quality --out benchmarks/results
 	$(BIN)/python -m benchmarks.paper_claim --out benchmarks/results
+
+bench-calibrated: $(VENV)/.dev  ## the calibrated solver against every fixed one; hours on a CPU, goes on where it was stopped
+	$(BIN)/python -m benchmarks.calibrated all --out benchmarks/results/calibrated
 
 card: $(VENV)/.dev  ## the numbers of the bundled model's card
 	$(BIN)/python -m benchmarks.model_card --model mnist --out benchmarks/results

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from benchmarks import evodiff_variants
+from benchmarks import calibrated_parts, calibrated_tables, evodiff_variants
+from benchmarks.calibrated import errors, make_row
+from benchmarks.calibrated_parts import KINDS, PartFile, table_of
+from benchmarks.calibrated_studies import compared, with_mean_of
+from benchmarks.calibrated_subjects import Judged, Noise, exact_subject, fit_seeds, fresh_seeds
 from benchmarks.paper_claim import NFE, PlainEnd, frechet_along_axes, last_gain
 from benchmarks.quality import Store, better, make_cell, print_tables, ratio
-from benchmarks.targets import BUDGETS, GRIDS, PER_CHANNEL, RULES, SCHEDULE, Target, code_of, gaussian
+from benchmarks.targets import BUDGETS, GRIDS, PER_CHANNEL, RULES, SCHEDULE, Target, code_of, gaussian, ring
 
-from fewstep.metrics import Moments, frechet_distance
+from fewstep.metrics import Estimate, FeatureSet, Moments, contrast_gain, frechet_distance, rmse
 from fewstep.noise import NoiseLevel
-from fewstep.sampling import grid_for, sample, start_noise
+from fewstep.sampling import SeededNoise, grid_for, sample, start_noise
 from fewstep.solvers import EVODiff, Solver
 
 ENDS = GRIDS["uniform_lam"](SCHEDULE, 1)
@@ -198,3 +204,116 @@ def test_variants_change_the_rule_and_leave_it_as_it_was() -> None:
         if label.startswith(("windows", "ridges", "no more ridge", "clustered")):
             assert not torch.equal(inside, plain), f"{label} changes nothing"
         assert torch.equal(made(), plain), f"{label} has left something behind"
+
+
+def test_noise_that_is_kept_is_that_of_the_seeds_whatever_the_batch() -> None:
+    seeds = fresh_seeds(3, 2)
+    assert not {*seeds} & {*fit_seeds(256, 0), *fit_seeds(256, 1)}
+    noise, like = Noise(seeds, (2,), torch.float64, torch.device("cpu")), torch.empty(2, 2, dtype=torch.float64)
+    for step in (4, 0, 4):
+        made = noise.of(slice(2, 4))(step, like)
+        assert torch.equal(made, SeededNoise(seeds[2:4])(step, like)), f"step {step} is other noise"
+
+
+@pytest.mark.parametrize("rule", ["dpmpp_2m", "dpmpp_2m_sde"])
+def test_a_subject_samples_as_its_target_does_in_any_batches(rule: str) -> None:
+    subject = replace(exact_subject("ring", ring(), 0.003, 2), batch=2)
+    seeds, solver = fresh_seeds(subject.n, 2), RULES[rule]()
+    grid = subject.grid(solver, "karras", 5)
+    x = start_noise(grid, (2,), seeds, dtype=torch.float64)
+    gap = apart(subject.run(solver, grid, rule), subject.target.run(rule, solver, grid, x, seeds))
+    assert subject.n == 3
+    assert gap <= 1e-12, f"differs by {gap:.1e}"
+
+
+def test_rows_of_the_calibrated_tables_have_the_numbers_of_the_metrics() -> None:
+    generator = torch.Generator().manual_seed(0)
+    fine, run = (torch.randn(4, 3, dtype=torch.float64, generator=generator) for _ in range(2))
+    mean = fine.mean(0)
+    found, expected = errors(run, fine, mean), (rmse(run, fine), contrast_gain(run, fine, mean))
+    assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) <= 1e-12, f"{found} instead of {expected}"
+    exact, sets = torch.tensor([[1.0], [-1.0], [2.0], [-2.0]], dtype=torch.float64), [slice(0, 2), slice(2, 4)]
+    made = make_row([exact * 1.5], exact, torch.zeros(1), sets, lambda x: Estimate(3.0, 2.0, 4.0), False)
+    # Errors 0.5 and 1.0; Student's t of one degree of freedom is 12.706 and the error of the mean 0.25.
+    assert (made["rmse"], made["rmse_sets"], made["gain"]) == ([0.75], [[0.5, 1.0]], [1.5])
+    assert made["rmse_half"] == [pytest.approx(12.706 * 0.25, rel=1e-4)]
+    assert (made["distance"], made["distance_low"], made["distance_high"]) == ([3.0], [2.0], [4.0])
+    drawing = make_row([exact], exact, torch.zeros(1), sets, lambda x: Estimate(3.0), True)
+    assert drawing == {"distance": [3.0]}
+
+
+def test_rows_and_tables_stay_until_settings_or_code_change(tmp_path) -> None:
+    file = PartFile(tmp_path / "cells.json", {"n": 3})
+    assert file.due("ddim on karras", "ddim")
+    file.put("ddim on karras", "ddim", {"rmse": [1.0]})
+    again = PartFile(tmp_path / "cells.json", {"n": 3})
+    assert not again.due("ddim on karras", "ddim")
+    again.content["rows"]["ddim on karras"]["code"]["hash"] = "other"
+    assert again.due("ddim on karras", "ddim")
+    assert PartFile(tmp_path / "cells.json", {"n": 4}).content["rows"] == {}
+    subject = exact_subject("ring", ring(), 0.003, 1)
+    made = table_of(subject, "closed_form", 0, tmp_path, nfe=(3,), trajectories=16)
+    (kept,) = (tmp_path / "tables").iterdir()
+    written = kept.stat().st_mtime_ns
+    assert table_of(subject, "closed_form", 0, tmp_path, nfe=(3,), trajectories=16).entries == made.entries
+    assert kept.stat().st_mtime_ns == written
+    own = with_mean_of(subject, replace(made, mean=torch.full((2,), 9.0)), 0, 16)
+    assert float(own.mean.abs().max()) < 1.0  # the ring's own first estimate is near its middle
+
+
+def test_the_code_of_a_calibration_is_its_lines_without_words(tmp_path) -> None:
+    said, other = tmp_path / "said.py", tmp_path / "other.py"
+    said.write_text('"""Words."""\n\n# a remark\nx = 1\n\n\ndef f():\n    """More\n    words."""\n    return "x"\n')
+    other.write_text('x = 1\ndef f():\n    return "x"\n')
+    assert calibrated_parts._lines(said) == calibrated_parts._lines(other)
+    assert calibrated_parts.code_of("calibrated") == calibrated_parts.code_of("closed_form")
+    assert calibrated_parts.code_of("calibrated")["hash"] != calibrated_parts.code_of("ddim")["hash"]
+
+
+def test_the_headline_is_a_percentage_of_the_baseline_with_a_paired_interval() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(40, 2, dtype=torch.float64, generator=generator)
+    rows = rows - rows.mean(0)
+    sets = {}
+    for name, shift in (("dpmpp_2m on uniform_lam", 2.0), ("dpmpp_2m on karras", 4.0), ("calibrated on own", 2.0)):
+        sets[name] = FeatureSet(2, keep=0)
+        sets[name].update(rows + shift, torch.arange(40))
+    found = compared(Judged(None, Moments(rows), ""), sets)["calibrated on own"]
+    lower = found["per cent lower than"]
+    assert lower["dpmpp_2m on uniform_lam"]["value"] == lower["dpmpp_2m on uniform_lam"]["high"] == 0.0
+    # The same covariance, so the distances are those of the means: 2 * 2^2 and 2 * 4^2.
+    assert found["distance"]["value"] == pytest.approx(8.0, abs=1e-9)
+    assert lower["dpmpp_2m on karras"]["value"] == pytest.approx(75.0, abs=1e-9)
+
+
+def fitted_row(rule: str, grid: str, *errors: float, high: float = 2.0) -> dict:
+    sets = [[error, error] for error in errors]
+    spread = {"distance": [1.0] * 7, "distance_low": [0.5] * 7, "distance_high": [high] * 7}
+    own = {"from": [["ipndm on karras"] * 2] * 7, "saved": [[False] * 2] * 7} if rule in KINDS else {}
+    made = {"rule": rule, "grid": grid, "rmse": list(errors), "rmse_half": [0.0] * 7, "rmse_sets": sets, **own}
+    return {**made, "gain": [1.0] * 7, **spread, "code": calibrated_parts.code_of(rule)}
+
+
+def test_the_calibrated_solver_is_held_to_the_best_fixed_one_of_a_target_and_of_a_cell(capsys) -> None:
+    rows = [
+        fitted_row("calibrated", "own", 9.0, 0.5, 0.5, 0.5, 0.5, 1.1, 0.5),
+        fitted_row("ddim", "karras", *[1.0] * 7),
+        fitted_row("evodiff", "karras", 0.1, 0.4, 2.0, 2.0, 2.0, 2.0, 2.0, high=0.9),
+    ]
+    content = {"part": "cells", "subject": "made up", "seeds": 2, "n": 3, "measure": "distance", "what": "words"}
+    content |= {"floor": [0.1], "bias": 0.0, "reference_gap": 0.01}
+    content["rows"] = {f"{row['rule']} on {row['grid']}": row for row in rows}
+    assert calibrated_tables.best_of_target(content) == "ddim on karras"
+    assert calibrated_tables.best_of_cell(content, 1) == "evodiff on karras"
+    calibrated_tables.print_all(calibrated_tables.Contents({"made up": content}, {}, {}, {}))
+    text = capsys.readouterr().out
+    assert "RMSE at most 0.75 of the best fixed solver of a target, geometric mean at 5 to 10 calls: 0.500, rea" in text
+    assert "all, geometric mean over 5 to 10 calls: 0.500 [0.500, 0.500]." in text
+    # (0.5 / 0.4 * 0.5 * 0.5 * 0.5) ** (1 / 4)
+    assert "RMSE at most 0.75 of the best fixed solver of every cell, geometric mean at 5 to 10 calls: 0.629" in text
+    assert "RMSE never above the best fixed solver of a target at 5 to 10: reached" in text
+    assert "RMSE never above the best fixed solver of every cell at 5 to 10: not reached: made up at 5 (x 1.25)" in text
+    assert (
+        "RMSE never above the best fixed solver of a target at 15 and 20: not reached: made up at 15 (x 1.10)" in text
+    )
+    assert "never above the interval of the best fixed solver of a target: reached" in text
