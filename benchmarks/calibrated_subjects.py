@@ -106,17 +106,7 @@ class Subject:
         return Noise(fresh_seeds(self.n, self.seeds), self.shape, self.dtype, self.device)
 
     def run(self, solver: Solver, grid: Grid, rule: str = "", guidance: float = 1.0) -> Tensor:
-        """Sample all test noise, on the device.
-
-        Args:
-            solver: the rule.
-            grid: levels.
-            rule: its name; some see the channels of pictures.
-            guidance: scale.
-
-        Returns:
-            Samples, seed set after seed set.
-        """
+        """Sample all test noise, seed set after seed set, on the device; some rules see the channels of pictures."""
         return self.part(solver, grid, slice(0, self.n * self.seeds), rule, guidance)
 
     def part(self, solver: Solver, grid: Grid, rows: slice, rule: str = "", guidance: float = 1.0) -> Tensor:
