@@ -142,7 +142,7 @@ def fit_weights(
     train, held = (_Products(x, part) for part in (slice(0, split.train), slice(split.train, None)))
     rows, estimates = [start_row(steps)], list[Tensor]()
     residuals, units = list[Tensor](), list[Tensor]()
-    end = rms(trajectories.end)
+    end = rms(trajectories.end[: split.train])
     for i in range(steps):
         known = problem.estimate(x, kappa[i]) if i or first is None else first.to(x).expand_as(x)
         estimates.append(known)
@@ -156,9 +156,10 @@ def fit_weights(
             errors = held.error(torch.stack(candidates), aims[1])
             # Candidates come from the most cautious to the boldest.
             row = _padded(candidates[int((errors <= _AS_GOOD * errors.min()).to(torch.int8).argmax())], steps)
-            units.append(_units(train, float(errors.min()), split) * (rms(wanted) / end))
+            units.append(_units(train, float(errors.min())) * (rms(wanted[: split.train]) / end))
         if match_variance and i:
-            row = matched(row, rows[i], kappa[i + 1] / kappa[i], problem.noise, estimates, wanted)
+            own = [part[: split.train] for part in (problem.noise, wanted, *estimates)]
+            row = matched(row, rows[i], kappa[i + 1] / kappa[i], own[0], own[2:], own[1])
         if i:
             residuals.append((row - plain)[1 : i + 1])
         rows.append(row)
@@ -209,7 +210,7 @@ def _candidates(
     return found
 
 
-def _units(part: _Products, error: float, split: Split) -> Tensor:
+def _units(part: _Products, error: float) -> Tensor:
     """Columns of d that move the sample by about its error: directions that hardly move it are not let run away."""
     numbers = part.vectors[0].numel()
     gram = _differences(part.gram) / numbers

@@ -1,27 +1,19 @@
-"""Calibration: from a denoiser to a table, choosing everything that can be chosen by the error on held-out noise.
-
-For each number of calls the closed form is fitted around every base rule on the first grid, then, with the better one,
-with the first estimate given instead of called for, then on every other grid; what has the least error on the
-trajectories that were held out is refined through its own chain, and kept only if that made it better there.
-"""
+"""Calibration: from a denoiser to a table."""
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fewstep._part import Part
-from fewstep.calibration.closed_form import WINDOWS, Fitted, Split, fit_weights
-from fewstep.calibration.grids import grid_named
-from fewstep.calibration.history import shares_of
+from fewstep.calibration.closed_form import WINDOWS, Split
+from fewstep.calibration.fitting import Fitting
 from fewstep.calibration.problem import Problem, rms
-from fewstep.calibration.refine import LearnedTable, Refinement, refined, run
+from fewstep.calibration.settings import Settings
 from fewstep.calibration.table import Entry, Origin, Table
 from fewstep.calibration.trajectories import Trajectories, record
 from fewstep.denoisers import Cond, Denoiser, evaluate, metered
@@ -29,61 +21,8 @@ from fewstep.errors import ConfigError
 from fewstep.noise import NoiseLevel, Schedule
 from fewstep.sampling import SeededNoise
 from fewstep.sampling.noise import START
-from fewstep.solvers import SOLVERS, Multistep
 
-__all__ = ["NFE", "Progress", "Settings", "calibrate", "fit", "problem_of"]
-
-NFE = (4, 5, 6, 8, 10, 15, 20)
-_LOOKS = 3  # times that a refinement is judged on held-out trajectories
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What to fit and how.
-
-    Args:
-        nfe: numbers of calls.
-        teacher_steps: of the reference ODE.
-        bases: rules to fit a residual around, as on the command line.
-        grids: levels to begin with, as on the command line; "gits" is dynamic programming on the trajectories.
-        first: whether the first estimate is called for ("network"), is the mean of what the denoiser says there
-            ("analytic"), or whichever has the smaller error ("auto").
-        match_variance: whether the closed form gives every sample the variance of the teacher's.
-        refinement: of the closed form; with 0 iterations no gradient is asked of the denoiser.
-        held: part of the trajectories that is held out.
-
-    Raises:
-        ConfigError: if a value cannot be.
-    """
-
-    nfe: tuple[int, ...] = NFE
-    teacher_steps: int = 64
-    bases: tuple[str, ...] = ("ipndm:order=3", "deis:variable=log_kappa")
-    grids: tuple[str, ...] = ("karras:rho=10", "karras:rho=7", "karras:rho=5", "uniform_lam", "gits")
-    first: Literal["network", "analytic", "auto"] = "auto"
-    match_variance: bool = False
-    refinement: Refinement = field(default_factory=Refinement)
-    held: float = 0.25
-
-    def __post_init__(self) -> None:
-        whole = self.nfe and all(type(nfe) is int and nfe >= 1 for nfe in self.nfe)
-        longest = max(self.nfe) + 1 if whole else 1
-        _require(bool(whole), f"nfe={self.nfe}", "Numbers of calls from 1 on", "Write for instance nfe=(5, 8, 10)")
-        _require(
-            self.teacher_steps > 2 * longest,
-            f"A teacher of {self.teacher_steps} steps for {longest} steps of a student",
-            "More than twice as many",
-            "Raise teacher_steps, or fit fewer calls",
-        )
-        _require(bool(self.bases and self.grids), "No base rule or no grid", "One of each, or more", "Use Settings()")
-        known = ("network", "analytic", "auto")
-        _require(self.first in known, f"first={self.first!r}", f"One of {', '.join(known)}", "Use 'auto'")
-        _require(0 < self.held < 1, f"held={self.held}", "A part of the trajectories, between 0 and 1", "Use 0.25")
-
-
-def _require(holds: bool, given: str, allowed: str, todo: str) -> None:
-    if not holds:
-        raise ConfigError(given, allowed, todo)
+__all__ = ["Progress", "calibrate", "fit", "problem_of"]
 
 
 class Progress(NamedTuple):
@@ -179,11 +118,11 @@ def calibrate(problem: Problem, settings: Settings | None = None, origin: Origin
     problem = replace(problem, denoisers=counted)
     trajectories = record(problem, settings.teacher_steps)
     yield Progress(0, f"teacher: {len(problem)} trajectories in {settings.teacher_steps} steps", None)
-    mean = trajectories.denoised[0].mean(0).to(torch.float16).to(trajectories.denoised[0].dtype)
+    mean = _mean(trajectories, split, settings)
     entries: dict[int, Entry] = {}
     table = None
     for nfe in settings.nfe:
-        fitting = _Fitting(problem, trajectories, split, settings, mean, nfe)
+        fitting = Fitting(problem, trajectories, split, settings, mean, nfe)
         for words in fitting.closed_form():
             yield Progress(nfe, words, table)
         for words in fitting.refine():
@@ -197,6 +136,21 @@ def calibrate(problem: Problem, settings: Settings | None = None, origin: Origin
         needed = mean if any(entry.first for entry in entries.values()) else None
         table = Table(origin, entries, needed, facts)
         yield Progress(nfe, f"{nfe} calls: held-out error {entries[nfe].held:.4g}", table)
+
+
+def _mean(trajectories: Trajectories, split: Split, settings: Settings) -> Tensor | None:
+    """What the denoiser says at the first level, on the average, as a table holds it; None where that is no number."""
+    exact = trajectories.denoised[0][: split.train].mean(0)
+    mean = exact.to(torch.float16).to(exact.dtype)
+    if bool(mean.isfinite().all()):
+        return mean
+    if settings.first == "analytic":
+        raise ConfigError(
+            f"A mean estimate of up to {float(exact.abs().max()):.3g} at the first level",
+            "A table holds it in half precision, up to 65504",
+            "Scale the data, or use first='network'",
+        )
+    return None
 
 
 def _split(problem: Problem, settings: Settings) -> Split:
@@ -238,101 +192,3 @@ class _Counted:
             denoised = evaluate(self.denoiser, x, level, cond)
         self.samples += meter.samples
         return denoised
-
-
-class _Fitting:
-    """The work for one number of calls."""
-
-    def __init__(
-        self, problem: Problem, trajectories: Trajectories, split: Split, settings: Settings, mean: Tensor, nfe: int
-    ) -> None:
-        self.problem, self.trajectories, self.split = problem, trajectories, split
-        self.settings, self.mean, self.nfe = settings, mean, nfe
-        self.best: Fitted | None = None
-        self.named = ("", "")
-        self.learned: LearnedTable | None = None
-        self.held = float("inf")
-        self.train = float("inf")
-
-    def closed_form(self) -> Iterator[str]:
-        """Try what is to be chosen, one thing after the other."""
-        known = self.settings
-        grid, *others = known.grids
-        for base in known.bases if self.nfe > 1 else known.bases[:1]:
-            yield self._try(base, grid, self.mean if known.first == "analytic" else None)
-        if known.first == "auto":
-            yield self._try(self.named[0], grid, self.mean)
-        for grid in others if self._chosen.kappa.shape[0] > 2 else ():
-            yield self._try(self.named[0], grid, self._chosen.first)
-
-    @property
-    def _chosen(self) -> Fitted:
-        if self.best is None:
-            raise RuntimeError("nothing has been fitted")
-        return self.best
-
-    def _try(self, base: str, grid: str, first: Tensor | None) -> str:
-        rule = Part.spelled(base).build(SOLVERS, "base rule")
-        kappa = grid_named(grid, self.problem, self.trajectories, self.nfe + (first is not None))
-        made = fit_weights(
-            self.problem,
-            self.trajectories,
-            _multistep(rule),
-            kappa,
-            self.split,
-            first=first,
-            match_variance=self.settings.match_variance,
-        )
-        if self.best is None or made.held < self.best.held:
-            self.best, self.named, self.held, self.train = made, (base, grid), made.held, made.train
-        saved = ", first estimate given" if first is not None else ""
-        return f"{self.nfe} calls: {base} on {grid}{saved}: {made.held:.4g}"
-
-    def refine(self) -> Iterator[str]:
-        """Train the best through its own chain; what was best on held-out trajectories stays."""
-        how = self.settings.refinement
-        every = max(how.iterations // _LOOKS, 1)
-        training = refined(self.problem, self.trajectories, self._chosen, self.split, how)
-        for iteration, table in enumerate(training, 1):
-            if iteration % every == 0 or iteration == how.iterations:
-                held = self._error(table, slice(self.split.train, None))
-                if held < self.held:
-                    self.learned, self.held = copy.deepcopy(table), held
-                yield f"{self.nfe} calls: after {iteration} iterations: {held:.4g}"
-        if self.learned is not None:
-            self.train = self._error(self.learned, slice(0, self.split.train))
-
-    def _error(self, table: LearnedTable, part: slice) -> float:
-        """RMSE of the student's ends over one part of the trajectories."""
-        chosen, problem = set(range(len(self.problem))[part]), self.problem
-        missed = []
-        with torch.no_grad():
-            for k in range(len(problem.denoisers)):
-                own = torch.tensor([row for row in problem.led_by(k) if row in chosen], dtype=torch.int64)
-                for rows in torch.split(own, problem.batch) if len(own) else ():
-                    missed.append(run(table, problem, rows) - self.trajectories.end[rows])
-        return rms(torch.cat(missed))
-
-    def entry(self) -> Entry:
-        """Write the best down."""
-        fitted, learned = self._chosen, self.learned
-        with torch.no_grad():
-            kappa = fitted.kappa if learned is None else learned.kappa()
-            weights = shares_of(fitted.rows, kappa) if learned is None else learned.solver().weights
-        base, grid = self.named
-        return Entry(
-            tuple(kappa.tolist()),
-            tuple(tuple(map(float, row)) for row in weights),
-            fitted.first is not None,
-            base,
-            grid if learned is None else f"learned from {grid}",
-            self.train,
-            self.held,
-            fitted.held,
-        )
-
-
-def _multistep(rule: Any) -> Multistep:
-    if not isinstance(rule, Multistep):
-        raise ConfigError(f"The base rule {rule}", "A multistep rule", "Take ddim, dpmpp_2m, dpmpp_3m, deis or ipndm")
-    return rule

@@ -18,11 +18,13 @@ from torch import Tensor
 from fewstep._part import Part
 from fewstep.calibration.problem import Problem
 from fewstep.calibration.trajectories import Trajectories
-from fewstep.noise import EDM, SPACINGS
+from fewstep.errors import ConfigError
+from fewstep.noise import EDM, SPACINGS, Karras
 
-__all__ = ["GITS", "grid_named", "shortest_path", "step_costs"]
+__all__ = ["GITS", "grid_named", "shortest_path", "spaced", "step_costs"]
 
 GITS = "gits"
+_SAME = 1e-9  # relative difference of two ends that are one
 
 
 def grid_named(name: str, problem: Problem, trajectories: Trajectories, steps: int) -> Tensor:
@@ -39,11 +41,39 @@ def grid_named(name: str, problem: Problem, trajectories: Trajectories, steps: i
 
     Raises:
         UnknownName: if there is no such spacing.
+        ConfigError: if its ends are not those of the problem.
     """
     if name == GITS:
         return trajectories.kappa[shortest_path(step_costs(trajectories), steps)]
-    schedule = EDM(sigma_min=problem.kappa_min, sigma_max=problem.kappa_max)
-    return Part.spelled(name).build(SPACINGS, "grid")(schedule, steps).levels.sigma
+    return spaced(name, problem.kappa_max, problem.kappa_min, steps)
+
+
+def spaced(name: str, kappa_max: float, kappa_min: float, steps: int) -> Tensor:
+    """Make the levels of a named spacing between two ends.
+
+    Args:
+        name: as on the command line.
+        kappa_max: first level.
+        kappa_min: last level.
+        steps: of the grid.
+
+    Returns:
+        kappa, shape (steps + 1,), float64.
+
+    Raises:
+        UnknownName: if there is no such spacing.
+        ConfigError: if it has ends of its own.
+    """
+    schedule = EDM(sigma_min=kappa_min, sigma_max=kappa_max)
+    kappa = Part.spelled(name).build({**SPACINGS, GITS: Karras}, "grid")(schedule, steps).levels.sigma
+    wanted = torch.tensor([kappa_max, kappa_min], dtype=torch.float64)
+    if bool(((kappa[[0, -1]] - wanted).abs() > _SAME * wanted).any()):
+        raise ConfigError(
+            f"The grid {name}, from kappa {kappa[0]:g} to {kappa[-1]:g}, between {kappa_max:g} and {kappa_min:g}",
+            "A grid to begin with runs between any two levels above 0",
+            "Use karras:rho=7, uniform_lam or gits; kappa_max and kappa_min (--kappa-max) move the ends",
+        )
+    return kappa
 
 
 def step_costs(trajectories: Trajectories) -> Tensor:
@@ -60,7 +90,7 @@ def step_costs(trajectories: Trajectories) -> Tensor:
         the size of the state that is missed, and no weight is put on their growth.
     """
     x, m = (torch.stack(part).double().flatten(1) for part in (trajectories.x, trajectories.denoised))
-    xx, xm, mm = x @ x.T, x @ m.T, (m * m).sum(1)
+    xx, xm, mm = (part.cpu() for part in (x @ x.T, x @ m.T, (m * m).sum(1)))
     r = trajectories.kappa[None, :] / trajectories.kappa[:, None]
     own = xx.diagonal()
     # |x_j - r x_i - (1 - r) m_i|^2, row i, column j

@@ -17,12 +17,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewstep._part import Part
 from fewstep.calibration.problem import plain_grid
 from fewstep.errors import ConfigError
-from fewstep.solvers import Multistep, Plan, Row
+from fewstep.solvers import SOLVERS, Multistep, Plan, Row, Solver
 from fewstep.solvers.coeffs import Number
 
-__all__ = ["Base", "combined", "shares_of", "start_row"]
+__all__ = ["Base", "base_rule", "combined", "shares_of", "start_row"]
+
+
+def base_rule(name: str) -> Multistep:
+    """Build a rule that a residual can be fitted around.
+
+    Args:
+        name: as on the command line, such as "ipndm:order=3".
+
+    Returns:
+        The rule.
+
+    Raises:
+        UnknownName: if there is no such solver.
+        ConfigError: if it is no multistep rule, or one that corrects or draws noise.
+    """
+    rule = Part.spelled(name).build(SOLVERS, "base rule")
+    Base.of(rule, torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64))
+    return rule  # type: ignore[return-value]  # Base.of takes nothing else
 
 
 def start_row(steps: int) -> Tensor:
@@ -45,7 +64,7 @@ class Base:
     steps: int
 
     @classmethod
-    def of(cls, rule: Multistep, kappa: Tensor) -> Base:
+    def of(cls, rule: Solver | Multistep, kappa: Tensor) -> Base:
         """Make the numbers of a rule.
 
         Args:

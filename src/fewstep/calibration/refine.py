@@ -75,10 +75,13 @@ class Refinement:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.iterations < 0 or self.batch < 2 or min(self.rate_grid, self.rate_weights, self.distribution) < 0:
+        whole = type(self.iterations) is int and type(self.batch) is int and self.iterations >= 0 and self.batch >= 2
+        if not (
+            whole and all(0 <= value < math.inf for value in (self.rate_grid, self.rate_weights, self.distribution))
+        ):
             raise ConfigError(
                 f"{self}",
-                "Iterations, rates and weights are not negative, and a batch has 2 trajectories or more",
+                "Iterations from 0 on, batches of 2 trajectories or more, rates and weights finite and not negative",
                 "Use Refinement()",
             )
 

@@ -6,14 +6,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 import fewstep
 from fewstep._files import output_dir
-from fewstep._part import Part
 from fewstep.calibration import (
     FILE,
     Origin,
@@ -25,13 +24,9 @@ from fewstep.calibration import (
     problem_of,
     said_schedule,
 )
-from fewstep.calibration.grids import GITS
-from fewstep.calibration.history import Base
 from fewstep.errors import CheckpointError, ConfigError, choose
 from fewstep.experiments.runs import captions_of, check_batch, check_guidance, conditions, said_of
 from fewstep.models import Model, bundled
-from fewstep.noise import EDM, SPACINGS, Karras
-from fewstep.solvers import SOLVERS, Multistep
 
 __all__ = ["CalibratePlan", "Prepared", "described", "place_of", "prepared", "settings_of"]
 
@@ -88,7 +83,7 @@ def settings_of(
     first: str = Settings.first,
     match_variance: bool = False,
     iterations: int = Refinement.iterations,
-    distribution: float = 0.0,
+    distribution: float = Refinement.distribution,
 ) -> Settings:
     """Collect settings as they are written on a command line; names are looked up now, not after the teacher's work.
 
@@ -109,11 +104,6 @@ def settings_of(
         UnknownName: if a base, a grid or `first` does not exist.
         ConfigError: if a value cannot be.
     """
-    for base in bases:
-        rule = Part.spelled(base).build(SOLVERS, "base rule")
-        Base.of(cast(Multistep, rule), torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64))  # refuses what is none
-    for grid in grids:
-        _check_ends(grid)
     chosen: dict[str, Literal["auto", "network", "analytic"]]
     chosen = {"auto": "auto", "network": "network", "analytic": "analytic"}
     return Settings(
@@ -125,19 +115,6 @@ def settings_of(
         match_variance,
         Refinement(iterations, distribution=distribution),
     )
-
-
-def _check_ends(grid: str) -> None:
-    """Refuse a grid that does not run between the two levels that trajectories begin and end with."""
-    schedule = EDM()
-    made = Part.spelled(grid).build({**SPACINGS, GITS: Karras}, "grid")(schedule, 2).levels.sigma
-    ends = made.new_tensor([schedule.sigma_max, schedule.sigma_min])
-    if not torch.allclose(made[[0, -1]], ends, rtol=1e-6):
-        raise ConfigError(
-            f"The grid {grid}, from kappa {made[0]:g} to {made[-1]:g} where {ends[0]:g} to {ends[1]:g} are asked for",
-            "A grid to begin with runs between any two levels above 0",
-            "Use karras:rho=7, uniform_lam or gits; --kappa-max and --kappa-min move the ends",
-        )
 
 
 @dataclass(frozen=True)
