@@ -77,7 +77,7 @@ def test_a_table_of_a_model_is_its_solver() -> None:
     want = sample(model.denoiser, Heun(), fine, start_noise(fine, SHAPE, seeds)).x
     missed = float((ends - want).square().mean().sqrt())
     assert missed < 2 * table.entries[3].held, f"RMSE {missed:.4g} on fresh noise, {table.entries[3].held:.4g} held out"
-    assert (table.facts["seed"], table.facts["conditions"], table.facts["guidance"]) == (0, "none", [1.0])
+    assert (table.facts["seed"], table.facts["conditions"], table.facts["guidance"]) == (10**9, "none", [1.0])
     assert Table.from_json(table.to_json()).facts == table.facts
 
 

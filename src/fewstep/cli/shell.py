@@ -54,7 +54,8 @@ def run(app: typer.Typer) -> None:
         if stop.code == 130:  # what typer makes of Ctrl-C, without a word
             _errors.print(
                 "Interrupted. What was finished is on disk; `fewstep train` goes on from the last checkpoint, as do "
-                "`fewstep convert` and `fewstep ablate`, `fewstep evaluate` from the last image."
+                "`fewstep convert` and `fewstep ablate`, `fewstep evaluate` from the last image. `fewstep calibrate` "
+                "begins again."
             )
         raise
 
