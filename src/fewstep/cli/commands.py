@@ -120,10 +120,10 @@ def run_demo(out: Path) -> None:
     model = load_model("mnist")
     folder = output_dir(out)
     seconds = {}
-    console.print("[bold]Act one[/]: one bundled model, seven solvers, six budgets, equal noise")
+    console.print("[bold]Act one[/]: one bundled model, seven solvers and its own, six budgets, equal noise")
     start = time.perf_counter()
     # Fewer images than `compare` takes by default: the whole demo is to end within four minutes on two cores.
-    comparison = Comparison(model, Plan(n=128, reference_steps=48), judge_of(model))
+    comparison = Comparison(model, with_own_table(Plan(n=128, reference_steps=48), model), judge_of(model))
     _run(comparison)
     seconds["solvers"] = time.perf_counter() - start
     _show(comparison)
