@@ -108,7 +108,9 @@ def together(cells: Mapping[str, Mapping[str, Any]], by_cell: bool, which: Seque
 
 def print_all(contents: Contents, only: str = "") -> None:
     """Print everything; `only` names the rules that the tables of the targets show, with commas."""
-    whole = {name: content for name, content in contents.cells.items() if f"{MINE} on own" in content["rows"]}
+    # A run that is still going on has subjects without the one or the others.
+    begun = contents.cells.items()
+    whole = {name: content for name, content in begun if f"{MINE} on own" in content["rows"] and fixed(content)}
     for name, content in contents.cells.items():
         _print_target(name, content, wanted(only, {**KINDS, **RULES}))
     if whole:
