@@ -14,10 +14,11 @@ from torch import Tensor
 from fewstep.errors import ConfigError, DtypeError, GridError, NonFiniteError, ShapeError
 from fewstep.noise import EDM, Grid, Karras, NoiseLevel, VPLinear
 from fewstep.sampling import SeededNoise, anytime, sample
-from fewstep.solvers import DDIM, EulerAncestral, EVODiff, Heun, UniPC
+from fewstep.solvers import DDIM, EulerAncestral, EVODiff, Heun, TabulatedSolver, UniPC
 
 NOISE = SeededNoise((4, 7))
-RULES = {**{name: case.rule for name, case in SOLVERS_HERE.items()}, **STOCHASTIC_HERE}
+GIVEN = TabulatedSolver(((0.2,), (0.1, -0.3), (0.0, 0.1, 0.2), (0.1, 0.0, 0.0, -0.1)), first=batch((1, 2, 2), 6))
+RULES = {**{name: case.rule for name, case in SOLVERS_HERE.items()}, **STOCHASTIC_HERE, "first_given": GIVEN}
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -30,7 +31,7 @@ def test_the_last_picture_is_the_sample(name: str) -> None:
     assert shown[-1].nfe == whole.nfe
     assert [picture.finished for picture in shown] == [False] * 4 + [True]
     assert [picture.nfe for picture in shown] == sorted(picture.nfe for picture in shown)
-    assert shown[0].nfe >= 1
+    assert shown[0].nfe >= (0 if name == "first_given" else 1)
 
 
 @ends
@@ -60,6 +61,25 @@ def test_what_is_shown_by_hand() -> None:
     want = last / s0 * x + (1 - last / s0) * (newest + held) / 2
     got = next(anytime(TwoBumps(), Heun(), grid, x)).x
     assert gap(got, want) <= 1e-13, f"Heun: max|a-b| = {gap(got, want):.2e}"
+
+
+def test_a_first_estimate_that_is_given_is_shown() -> None:
+    """A step without a call has no denoised estimate, and x at its level is none: it is noise."""
+    grid = LAM(EDM(), 5)  # alpha is 1
+    x, (_, s0), (_, last) = start_of(grid), grid.at(0), grid.at(-1)
+    pictures = anytime(TwoBumps(), GIVEN, grid, x)
+    first, second = next(pictures), next(pictures)
+    want = last / s0 * x + (1 - last / s0) * batch((1, 2, 2), 6)
+    assert (first.nfe, first.finished) == (0, False)
+    assert gap(first.x, want) <= 1e-13, f"max|a-b| = {gap(first.x, want):.2e}"
+    here = grid.at(1)
+    r = here.sigma / s0
+    there = r * x + (1 - r) * batch((1, 2, 2), 6)
+    m = TwoBumps()(there, here)
+    mean = m + 0.2 * (batch((1, 2, 2), 6) - m) / 2  # of the newest and of what the step held
+    want = last / here.sigma * there + (1 - last / here.sigma) * mean
+    assert second.nfe == 1
+    assert gap(second.x, want) <= 1e-13, f"max|a-b| = {gap(second.x, want):.2e}"
 
 
 def test_noise_drawn_in_a_step_is_not_shown() -> None:

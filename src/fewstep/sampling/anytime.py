@@ -2,7 +2,8 @@ r"""Anytime sampling: a finished picture after every step, for those who do not 
 
 A step from level i to level i + 1 leaves two estimates of the picture: the newest denoised one, m, and the one that the
 step as a whole held constant, :math:`\bar m = (x_{i+1} - r x_i) / b`, which carries the rule's extrapolation. The
-picture is a DDIM step with their mean from level i to the last level. It costs no call and asks nothing of the rule.
+picture is a DDIM step with their mean from level i to the last level. It costs no call and asks nothing of the rule. In
+a step without a call, such as the first of a rule whose first estimate is given, there is :math:`\bar m` alone.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def anytime(
 
     Args:
         denoiser: (x, level, cond) -> denoised, of x's shape and dtype.
-        solver: the rule; with one call a step there is a picture after every call.
+        solver: the rule; with one call a step there is a picture after every call. A step without a call shows what it
+            held constant, such as a first estimate that is given.
         grid: the levels; the calls that a run may make at most.
         x: samples at the first level, floating point, shape (b, *d), data units times alpha plus noise.
         cond: conditions passed to the denoiser, batch first.
@@ -81,7 +83,8 @@ def anytime(
 def _pictures(
     denoiser: Denoiser, solver: Solver, grid: Grid, x: Tensor, cond: Cond, noise: NoiseSource | None
 ) -> Iterator[Picture]:
-    calls, newest = 0, x
+    calls = 0
+    newest: Tensor | None = None
 
     def denoise(x: Tensor, level: NoiseLevel) -> Tensor:
         nonlocal calls, newest
@@ -92,7 +95,7 @@ def _pictures(
 
     state = solver.init(x, grid)
     for i in range(grid.steps):
-        finished = i + 1 == grid.steps
+        finished, newest = i + 1 == grid.steps, None
         with torch.no_grad():  # never across a yield: it would reach into the caller's code
             there, state = solver.step(denoise, x, grid, i, state, noise)
             shown = there if finished else _ahead(newest, x, there, grid, i, solver.stochastic)
@@ -101,14 +104,14 @@ def _pictures(
         x = there
 
 
-def _ahead(denoised: Tensor, x: Tensor, there: Tensor, grid: Grid, i: int, stochastic: bool) -> Tensor:
-    """Carry samples x of level i to the last level by what step i has shown."""
+def _ahead(newest: Tensor | None, x: Tensor, there: Tensor, grid: Grid, i: int, stochastic: bool) -> Tensor:
+    """Carry samples x of level i to the last level by what step i has shown; by what it held alone without a call."""
     here, following = grid.at(i), grid.at(i + 1)
-    if not stochastic:
-        r = following.sigma / here.sigma
-        held = (there - r * x) / (following.alpha - here.alpha * r)
-        denoised = (denoised + held) / 2
-    return move(x, denoised, here, grid.at(-1))
+    if newest is not None and stochastic:
+        return move(x, newest, here, grid.at(-1))
+    r = following.sigma / here.sigma
+    held = (there - r * x) / (following.alpha - here.alpha * r)
+    return move(x, held if newest is None else (newest + held) / 2, here, grid.at(-1))
 
 
 def _check_finite(x: Tensor, i: int) -> None:
