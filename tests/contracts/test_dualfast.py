@@ -97,5 +97,14 @@ def test_shares_out_of_range_are_refused(share: float) -> None:
 
 
 def test_a_base_that_is_no_solver_is_refused() -> None:
-    base: Any = "ddim"
-    refuses(ConfigError, "base='ddim'", lambda: DualFast(base))
+    wrong: tuple[tuple[Any, str], ...] = (("ddim", "base='ddim'"), (DPMpp2M, "DPMpp2M'>"), (None, "base=None"))
+    for base, shown in wrong:  # a class has a step as well, but not of its own
+        error = refuses(ConfigError, shown, lambda base=base: DualFast(base))
+        assert "an object and not its class" in error.allowed
+
+
+def test_the_command_line_is_told_what_it_can_give() -> None:
+    error = refuses(ConfigError, "base='ddim'", lambda: Part.spelled("dualfast:base=ddim").build(SOLVERS, "solver"))
+    assert "on the command line only the share can be given" in error.allowed
+    assert "dualfast:share=0.3" in error.todo
+    assert Part.spelled("dualfast:share=0.3").build(SOLVERS, "solver") == DualFast()

@@ -59,9 +59,11 @@ class DualFast:
     share: float = 0.3
 
     def __post_init__(self) -> None:
-        if not hasattr(self.base, "step"):
+        if isinstance(self.base, type) or not hasattr(self.base, "step"):
             raise ConfigError(
-                f"DualFast with base={self.base!r}", "The base is a solver", "Use base=DPMpp2M(), or leave it out"
+                f"DualFast with base={self.base!r}",
+                "The base is a solver, an object and not its class; on the command line only the share can be given",
+                "Use base=DPMpp2M() in Python, dualfast:share=0.3 on the command line, or leave the base out",
             )
         if not -1 <= self.share <= 1:
             raise ConfigError(
