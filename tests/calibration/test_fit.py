@@ -276,9 +276,9 @@ def test_data_far_from_the_origin() -> None:
         assert entry.held <= 0.01, f"first from the {first}: an error of {entry.held:.3f} where data spread over 0.12"
 
 
-@pytest.mark.parametrize("features", [False, True])
-def test_with_the_variance_matched_and_the_distribution_scored(features: bool) -> None:
-    how = Refinement(iterations=6, batch=32, distribution=0.1, checkpointed=features)
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_with_the_variance_matched_and_the_distribution_scored(checkpointed: bool) -> None:
+    how = Refinement(iterations=6, batch=32, distribution=0.1, checkpointed=checkpointed)
     table = fit(made_for(WIDE, 16, 24), replace(QUICK, match_variance=True, refinement=how))
     assert table.facts["match_variance"] is True
     assert table.entries[5].held <= table.entries[5].closed_form
