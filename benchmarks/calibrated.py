@@ -9,7 +9,7 @@
     python -m benchmarks.calibrated tables                      # print what is there, draw it
     python -m benchmarks.calibrated all                         # all of it; without names, for the models that ship
 
-4 to 20 calls, three seed sets. For each of them a table is fitted to 128 trajectories of its own and then sampled from
+4 to 20 calls, three seed sets. For each of them a table is fitted to 160 trajectories of its own and then sampled from
 fresh noise, the same as every fixed rule gets. Fixed rules run on uniform lam and on Karras rho = 7, kappa 80 to 0.002.
 RMSE and contrast gain are to the reference ODE, solved in many steps; the distance is the Fréchet distance of all
 images in the features of a judge, or the sliced Wasserstein distance on exact targets. Every part has files of its own
@@ -241,7 +241,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seeds", type=int, default=3, help="seed sets")
     made.add_argument("--sets", default="", help="fit these sets alone, with commas")
     made.add_argument("--steps", type=int, default=128, help="of the reference; also run at twice or half as many")
-    made.add_argument("--trajectories", type=int, default=128, help="of a fit")
+    made.add_argument("--trajectories", type=int, default=160, help="of a fit")
     made.add_argument("--only", default="", help="rules to measure, or to show, with commas; all if omitted")
     return made
 

@@ -37,7 +37,7 @@ from fewstep.noise import EDM, NoiseLevel, Schedule
 from fewstep.sampling import sample
 from fewstep.solvers import DEIS, IPNDM, Multistep
 
-QUICK = Settings(nfe=(5,), teacher_steps=40, grids=("karras:rho=7", "gits"), refinement=Refinement(0))
+QUICK = Settings(nfe=(5,), teacher_steps=40, grids=("karras:rho=7", "gits"), refinement=Refinement(0), judged=0.0)
 TRAINED = replace(QUICK, refinement=Refinement(iterations=20, batch=12))
 WIDE = GaussianMixture(batch((8, 16), seed=2), 0.25)  # 16 dimensions
 

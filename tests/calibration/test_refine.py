@@ -20,9 +20,10 @@ from fewstep.calibration.closed_form import Fitted, Split, fit_weights
 from fewstep.calibration.history import shares_of
 from fewstep.calibration.refine import LearnedTable, refined, run
 from fewstep.calibration.trajectories import Trajectories, record
-from fewstep.denoisers import Gaussian, NetworkDenoiser, V
+from fewstep.denoisers import Gaussian, GaussianMixture, NetworkDenoiser, V
 from fewstep.errors import ConfigError
-from fewstep.losses import energy_score
+from fewstep.features import PixelMaps, RandomMaps
+from fewstep.losses import EnergyScore, Outcome, energy_score
 from fewstep.noise import EDM, VPLinear
 from fewstep.sampling import sample
 
@@ -168,6 +169,33 @@ def test_the_distribution_term_lowers_the_energy_score(size: int) -> None:
 
     before, after = score(LearnedTable(fitted)), score(table)
     assert after < before, f"batches of {size}: {after} after {before}"
+
+
+def pictures() -> Problem:
+    """Trajectories of small grey images."""
+    return Problem(
+        (GaussianMixture(0.5 * batch((4, 1, 4, 4), seed=5), 0.2),), EDM(), batch((16, 1, 4, 4)), None, 40.0, 0.01
+    )
+
+
+def test_the_distribution_is_looked_at_in_the_features() -> None:
+    """Pixels are the default; in other maps the score is another, and it is theirs that falls."""
+    maps = RandomMaps(1, dim=8).double()
+    how: dict[str, Any] = {"distribution": 100.0, "iterations": 30, "batch": 6}
+    found, fitted, table = trained(pictures(), **how, features=[maps])
+    plain, pixels = (values(trained(pictures(), **how, features=each)[2]) for each in (None, [PixelMaps()]))
+    assert torch.equal(plain, pixels)
+    assert bool(values(table).isfinite().all())
+    assert gap(values(table), plain) > 1e-3, "the features changed nothing"
+    score, others = EnergyScore([maps], draws=1).fitted(found.end[:12]), found.end[:12]
+
+    def of(table: LearnedTable) -> float:
+        with torch.no_grad():
+            ends = run(table, pictures(), torch.arange(12))
+        return float(score(Outcome(ends[None], others, others), torch.Generator()))
+
+    before, after = of(LearnedTable(fitted)), of(table)
+    assert after < before, f"{after} after {before}"
 
 
 def test_a_network_keeps_its_weights_and_no_gradient() -> None:

@@ -136,9 +136,9 @@ def test_a_model_that_it_was_not_fitted_to() -> None:
     refuses(ConfigError, "beta", lambda: own.check("0123456789ab", VPLinear(beta_max=19.0)))
     for scale in (0.5, 3.1, math.nan):
         refuses(ConfigError, "under guidance 1 to 3", lambda scale=scale: own.check("0123456789ab", schedule, scale))
-    plain = Table(Origin(fingerprint="0123456789ab"), {3: entry(3)})
+    plain = Table(Origin(fingerprint="0123456789ab", guidance=(1.0, 1.0)), {3: entry(3)})
     refuses(ConfigError, "under guidance 1, for guidance 2", lambda: plain.check("0123456789ab", schedule, 2.0))
-    Table(Origin(), {3: entry(3)}).check("whatever", LinearFlow())
+    Table(Origin(), {3: entry(3)}).check("whatever", LinearFlow(), 7.5)  # nothing is said of any of them
 
 
 # Slips of a hand

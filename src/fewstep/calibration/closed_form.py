@@ -6,14 +6,14 @@ From level i a base rule goes to some row; the student adds a few differences of
 
 so constants stay exact whatever d is. It is the ridge regression of what the base leaves to the teacher's state,
 
-.. math:: (G + \rho\, e^2 I)\, d = g, \qquad G_{jk} = E \langle m_j - m_i, m_k - m_i \rangle, \quad
-          g_j = E \langle m_j - m_i, \hat x_{i+1} - \hat x^{base}_{i+1} \rangle,
+.. math:: (G + \rho\, e^2 I)\, d = g, \qquad G_{jk} = \sum \langle m_j - m_i, m_k - m_i \rangle, \quad
+          g_j = \sum \langle m_j - m_i, \hat x_{i+1} - \hat x^{base}_{i+1} \rangle,
 
-over the trajectories of one part, with :math:`e^2` the mean square of what the base leaves: the more of it there is
-that nothing explains, the less is believed. How many differences, and which ridge, is decided by the others, which are
-held out; among choices that are about as good, the most cautious one. The student then makes that step with all
-trajectories, and its own errors are part of what the next step is fitted to. All that is needed are inner products of
-the noise, the estimates and the teacher's next state.
+with sums over all numbers of the trajectories of one part, and :math:`e^2` the sum of squares of what the base
+leaves: the more of it there is that nothing explains, the less is believed. How many differences, and which ridge, is
+decided by the others, which are held out; among choices that are about as good, the most cautious one. The student
+then makes that step with all trajectories, and its own errors are part of what the next step is fitted to. All that
+is needed are inner products of the noise, the estimates and the teacher's next state.
 """
 
 from __future__ import annotations

@@ -18,9 +18,10 @@ from fewstep.calibration.table import Entry, Origin, Table
 from fewstep.calibration.trajectories import Trajectories, record
 from fewstep.denoisers import Cond, Denoiser, evaluate, metered
 from fewstep.errors import ConfigError
-from fewstep.noise import NoiseLevel, Schedule
-from fewstep.sampling import SeededNoise
+from fewstep.noise import Grid, NoiseLevel, Schedule
+from fewstep.sampling import SeededNoise, sample
 from fewstep.sampling.noise import START
+from fewstep.solvers import Solver
 
 __all__ = ["Progress", "calibrate", "fit", "problem_of"]
 
@@ -44,7 +45,7 @@ def problem_of(
     schedule: Schedule,
     shape: tuple[int, ...],
     *,
-    seeds: Sequence[int] = range(128),
+    seeds: Sequence[int] = range(160),
     cond: Cond = None,
     kappa_max: float = 80.0,
     kappa_min: float = 0.002,
@@ -82,7 +83,7 @@ def fit(problem: Problem, settings: Settings | None = None, origin: Origin | Non
     Args:
         problem: denoiser, noise and conditions; see :func:`problem_of`.
         settings: what to fit and how.
-        origin: names the model in the table; without it, the table is refused nowhere.
+        origin: names the model in the table; without it, no model, schedule or guidance is refused.
 
     Returns:
         The table; ``table.way(schedule, nfe)`` has solver and grid.
@@ -113,29 +114,51 @@ def calibrate(problem: Problem, settings: Settings | None = None, origin: Origin
         What has been done, after the teacher and after every fit and refinement.
     """
     settings, origin = settings or Settings(), origin or Origin()
-    split = _split(problem, settings)
+    kept = _kept(problem, settings)
+    split = _split(problem.part(slice(kept)), settings)
     begun, counted = time.perf_counter(), tuple(map(_Counted, problem.denoisers))
     problem = replace(problem, denoisers=counted)
     trajectories = record(problem, settings.teacher_steps)
     yield Progress(0, f"teacher: {len(problem)} trajectories in {settings.teacher_steps} steps", None)
-    mean = _mean(trajectories, split, settings)
+    seen, judged = ((problem.part(part), trajectories.part(part)) for part in (slice(kept), slice(kept, None)))
+    mean = _mean(seen[1], split, settings)
     entries: dict[int, Entry] = {}
     table = None
     for nfe in settings.nfe:
-        fitting = Fitting(problem, trajectories, split, settings, mean, nfe)
+        fitting = Fitting(*seen, split, settings, mean, nfe)
         for words in fitting.closed_form():
             yield Progress(nfe, words, table)
         for words in fitting.refine():
             yield Progress(nfe, words, table)
-        entries = {**entries, nfe: fitting.entry()}
+        entry = fitting.entry()
+        needed = mean if entry.first or any(earlier.first for earlier in entries.values()) else None
+        way = Table(origin, {nfe: entry}, needed).way(problem.schedule, nfe)
+        entries = {**entries, nfe: replace(entry, fresh=_error(*judged, *way))}
         cost = {
             "seconds": round(time.perf_counter() - begun, 1),
             "network_evals": sum(denoiser.samples for denoiser in counted),
         }
         facts = {**_facts(problem, settings, trajectories), **cost}
-        needed = mean if any(entry.first for entry in entries.values()) else None
         table = Table(origin, entries, needed, facts)
         yield Progress(nfe, f"{nfe} calls: held-out error {entries[nfe].held:.4g}", table)
+
+
+def _kept(problem: Problem, settings: Settings) -> int:
+    """How many trajectories fit and choose; the first judged one must be led by the first denoiser."""
+    scales = len(problem.denoisers)
+    return (len(problem) - round(settings.judged * len(problem))) // scales * scales
+
+
+def _error(problem: Problem, trajectories: Trajectories, solver: Solver, grid: Grid) -> float | None:
+    """RMSE of the ends that a solver reaches; None without a trajectory."""
+    missed = []
+    for k, denoiser in enumerate(problem.denoisers):
+        own = torch.tensor(problem.led_by(k), dtype=torch.int64)
+        for rows in torch.split(own, problem.batch) if len(own) else ():
+            x = (grid.levels.sigma[0] * problem.start[rows]).to(problem.start.dtype)
+            made = sample(denoiser, solver, grid, x, cond=problem.told(rows)).x
+            missed.append(made / grid.levels.alpha[-1].to(made.dtype) - trajectories.end[rows])
+    return rms(torch.cat(missed)) if missed else None
 
 
 def _mean(trajectories: Trajectories, split: Split, settings: Settings) -> Tensor | None:
@@ -159,25 +182,32 @@ def _split(problem: Problem, settings: Settings) -> Split:
     train = len(problem) - held
     needed, scales = min(max(WINDOWS), max(settings.nfe)), len(problem.denoisers)
     least = max(needed, 4, 2 * scales)
-    if train < least:
+    if train < least or held < scales:
         raise ConfigError(
-            f"{len(problem)} trajectories, {train} of them to fit to, for steps with up to {needed} coefficients "
-            f"and {scales} denoisers",
-            "At least as many as coefficients, 2 for each denoiser, and 4",
-            f"Take {2 * least} or more; 128 are usual",
+            f"{len(problem)} trajectories, {train} of them to fit to and {held} to choose by, for steps with up to "
+            f"{needed} coefficients and {scales} denoisers",
+            "To fit to at least as many as coefficients, 2 for each denoiser, and 4; one for each to choose by",
+            f"Take {4 * least} or more; 160 are usual",
         )
     return Split(train, held)
 
 
 def _facts(problem: Problem, settings: Settings, trajectories: Trajectories) -> dict[str, Any]:
+    refinement = settings.refinement
     return {
         "trajectories": len(problem),
         "held_out": settings.held,
+        "judged": settings.judged,
+        "kappa": [problem.kappa_max, problem.kappa_min],
         "teacher_steps": settings.teacher_steps,
         "teacher_gap": float(f"{trajectories.gap:.3g}"),
         "spread": float(f"{rms(trajectories.end - trajectories.end.mean(0)):.4g}"),
-        "iterations": settings.refinement.iterations,
+        "bases": list(settings.bases),
+        "grids": list(settings.grids),
+        "first": settings.first,
         "match_variance": settings.match_variance,
+        "iterations": refinement.iterations,
+        "distribution": refinement.distribution,
     }
 
 

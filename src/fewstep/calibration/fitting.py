@@ -74,7 +74,8 @@ class Fitting:
         return self.best
 
     def _try(self, base: str, grid: str, first: Tensor | None) -> str:
-        kappa = grid_named(grid, self.problem, self.trajectories, self.nfe + (first is not None))
+        seen = self.trajectories.part(slice(self.split.train))
+        kappa = grid_named(grid, self.problem, seen, self.nfe + (first is not None))
         made = fit_weights(
             self.problem,
             self.trajectories,

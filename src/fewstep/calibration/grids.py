@@ -19,7 +19,7 @@ from fewstep._part import Part
 from fewstep.calibration.problem import Problem
 from fewstep.calibration.trajectories import Trajectories
 from fewstep.errors import ConfigError
-from fewstep.noise import EDM, SPACINGS, Karras
+from fewstep.noise import EDM, SPACINGS
 
 __all__ = ["GITS", "grid_named", "shortest_path", "spaced", "step_costs"]
 
@@ -43,7 +43,7 @@ def grid_named(name: str, problem: Problem, trajectories: Trajectories, steps: i
         UnknownName: if there is no such spacing.
         ConfigError: if its ends are not those of the problem.
     """
-    if name == GITS:
+    if name.strip() == GITS:
         return trajectories.kappa[shortest_path(step_costs(trajectories), steps)]
     return spaced(name, problem.kappa_max, problem.kappa_min, steps)
 
@@ -65,7 +65,7 @@ def spaced(name: str, kappa_max: float, kappa_min: float, steps: int) -> Tensor:
         ConfigError: if it has ends of its own.
     """
     schedule = EDM(sigma_min=kappa_min, sigma_max=kappa_max)
-    kappa = Part.spelled(name).build({**SPACINGS, GITS: Karras}, "grid")(schedule, steps).levels.sigma
+    kappa = Part.spelled(name).build(SPACINGS, "grid")(schedule, steps).levels.sigma
     wanted = torch.tensor([kappa_max, kappa_min], dtype=torch.float64)
     if bool(((kappa[[0, -1]] - wanted).abs() > _SAME * wanted).any()):
         raise ConfigError(

@@ -8,7 +8,7 @@ statement about the denoiser alone. Only :meth:`Problem.estimate` knows the sche
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -100,6 +100,10 @@ class Problem:
     def noise(self) -> Tensor:
         """The samples at the first level, over alpha."""
         return self.kappa_max * self.start
+
+    def part(self, chosen: slice) -> Problem:
+        """Some trajectories; the first of them must be led by the first denoiser."""
+        return replace(self, start=self.start[chosen], cond=rows_of(self.cond, chosen))
 
     def led_by(self, k: int) -> list[int]:
         """Which trajectories denoiser k leads."""

@@ -7,10 +7,11 @@ the solver is trained:
 .. math:: L = \operatorname{mean}_b \frac{e_b}{1 + e_b / (c^2 \operatorname{median} e)} \Big/ e_0
               + w\, S\big(F, x\big), \qquad e_b = \|F_b - \hat x_b\|_{rms}^2
 
-with F the student's ends and :math:`\hat x` the teacher's from the same noise. A trajectory close to a watershed of the
-ODE, which ends somewhere else after the smallest change, has an error and a gradient beyond all others and teaches
-nothing; the bounded loss leaves it alone. S is the energy score of the student's ends against other ends of the
-teacher, in pixels or any features: it looks at the distribution, not at pairs.
+with F the student's ends, :math:`\hat x` the teacher's from the same noise, and :math:`e_0` the mean square error of
+the closed form. A trajectory close to a watershed of the ODE, which ends somewhere else after the smallest change,
+has an error and a gradient beyond all others and teaches nothing; the bounded loss leaves it alone. S is the energy
+score of the student's ends against other ends of the teacher, in pixels or any features: it looks at the
+distribution, not at pairs.
 
 Levels are learned as gaps of :math:`\log\kappa` between fixed ends, so every value is a legal grid. The base rule moves
 with the grid; what is learned beside it is measured in the units of the closed form. A rule that is already near its
@@ -175,7 +176,8 @@ def refined(
 
 def _batches(problem: Problem, split: Split, how: Refinement, generator: Generator) -> Iterator[Tensor]:
     """Trajectories of one denoiser each, in random order, all of them before any comes again."""
-    size = min(how.batch, split.train // 2) if how.distribution else how.batch  # the score needs other trajectories
+    size = min(how.batch, problem.batch)  # what fits into memory without a gradient is no promise for more with one
+    size = min(size, split.train // 2) if how.distribution else size  # the score needs other trajectories
     waiting: list[Tensor] = []
     for _ in range(how.iterations):
         if not waiting:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fewstep.calibration.grids import spaced
+from fewstep.calibration.grids import GITS, spaced
 from fewstep.calibration.history import base_rule
 from fewstep.calibration.refine import Refinement
 from fewstep.errors import ConfigError
@@ -28,7 +28,8 @@ class Settings:
             ("analytic"), or whichever has the smaller error ("auto").
         match_variance: whether the closed form gives every sample the variance of the teacher's.
         refinement: of the closed form; with 0 iterations no gradient is asked of the denoiser.
-        held: part of the trajectories that is held out.
+        held: part of the trajectories that is held out of the fit, to choose by.
+        judged: part of all that only the reported error is of; the others are fitted to and held out.
 
     Raises:
         ConfigError: if a value cannot be, or a base rule is none.
@@ -43,6 +44,7 @@ class Settings:
     match_variance: bool = False
     refinement: Refinement = field(default_factory=Refinement)
     held: float = 0.25
+    judged: float = 0.2
 
     def __post_init__(self) -> None:
         whole = self.nfe and all(type(nfe) is int and nfe >= 1 for nfe in self.nfe)
@@ -58,10 +60,12 @@ class Settings:
         for base in self.bases:
             base_rule(base)
         for grid in self.grids:
-            spaced(grid, 80.0, 0.002, 2)
+            if grid.strip() != GITS:
+                spaced(grid, 80.0, 0.002, 2)
         known = ("network", "analytic", "auto")
         _require(self.first in known, f"first={self.first!r}", f"One of {', '.join(known)}", "Use 'auto'")
         _require(0 < self.held < 1, f"held={self.held}", "A part of the trajectories, between 0 and 1", "Use 0.25")
+        _require(0 <= self.judged < 1, f"judged={self.judged}", "A part of the trajectories, or 0 for none", "Use 0.2")
 
 
 def _require(holds: bool, given: str, allowed: str, todo: str) -> None:

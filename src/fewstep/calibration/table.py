@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,11 +32,12 @@ __all__ = ["FILE", "Entry", "Origin", "Table", "load_table", "said_schedule"]
 
 FILE = "calibration.json"  # its name in a model folder
 _VERSION = 1
+_CLOSE = 1e-6  # two guidance scales that differ by less are one
 _LARGEST = 1e6  # a weight beyond it is a slip of a hand
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, float | int) and abs(value) < _LARGEST  # NaN is not below
+def _is_number(value: Any, largest: float = _LARGEST) -> bool:
+    return type(value) in (float, int) and abs(value) < largest  # NaN is not below
 
 
 def said_schedule(schedule: Schedule) -> str:
@@ -53,8 +56,9 @@ class Entry:
         base: the rule that the residual was fitted around, in words.
         grid: where the levels come from.
         train: RMSE of its ends to the teacher's over the trajectories that it was fitted to, data units.
-        held: over those that were held out.
+        held: over those that were held out of the fit, which decided what was chosen: a little too good.
         closed_form: the same of the closed form alone, before refinement.
+        fresh: over trajectories that neither fitted nor decided anything, what to expect; None without any.
 
     Raises:
         ConfigError: if levels and weights are no rule.
@@ -68,6 +72,7 @@ class Entry:
     train: float
     held: float
     closed_form: float
+    fresh: float | None = None
 
     def __post_init__(self) -> None:
         numbers = [*self.kappa, *(weight for row in self.weights for weight in row)]
@@ -109,13 +114,13 @@ class Origin:
         model: name.
         fingerprint: of the weights; empty if it is no model of ours.
         schedule: in words.
-        guidance: smallest and largest scale; 1 is none.
+        guidance: smallest and largest scale, 1 is none; None where nothing is said of it.
     """
 
     model: str = ""
     fingerprint: str = ""
     schedule: str = ""
-    guidance: tuple[float, float] = (1.0, 1.0)
+    guidance: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -170,11 +175,17 @@ class Table:
             raise ConfigError(
                 f"{nfe} calls with a calibrated table",
                 f"It was fitted for {', '.join(map(str, sorted(self.entries)))}",
-                f"Choose one of them, or fit again: fewstep calibrate --nfe {nfe}",
+                f"Choose one of them, or fit again: fewstep calibrate --model {self.origin.model or '..'} "
+                f"--nfe {','.join(map(str, sorted({*self.entries, nfe})))}",
             )
         entry = self.entries[nfe if nfe in self.entries else max(below)]
         solver = TabulatedSolver(entry.weights, entry.kappa, self.mean if entry.first else None)
         return Chained(solver, levels_at(schedule, torch.tensor(entry.kappa, dtype=torch.float64)))
+
+    def covers(self, guidance: float) -> bool:
+        """Whether it was fitted under such a scale, or around it."""
+        low, high = self.origin.guidance or (-math.inf, math.inf)
+        return low - _CLOSE <= guidance <= high + _CLOSE
 
     def check(self, fingerprint: str, schedule: Schedule, guidance: float = 1.0) -> None:
         """Refuse a model, schedule or guidance that the table was not fitted to.
@@ -187,7 +198,6 @@ class Table:
         Raises:
             ConfigError: if one of them is another.
         """
-        low, high = self.origin.guidance
         allowed = f"A table serves what it was fitted to, {self.origin.model or 'one model'}"
         todo = "Fit one: fewstep calibrate --model .. --out TABLE; or force it, --force, at your own risk"
         own = self.origin.fingerprint
@@ -197,7 +207,8 @@ class Table:
         if self.origin.schedule and said_schedule(schedule) != self.origin.schedule:
             given = f"A table fitted on {self.origin.schedule}, for a model on {said_schedule(schedule)}"
             raise ConfigError(given, allowed, todo)
-        if not low - 1e-6 <= guidance <= high + 1e-6:
+        if self.origin.guidance and not self.covers(guidance):
+            low, high = self.origin.guidance
             span = f"{low:g}" if low == high else f"{low:g} to {high:g}"
             raise ConfigError(f"A table fitted under guidance {span}, for guidance {guidance:g}", allowed, todo)
 
@@ -209,14 +220,10 @@ class Table:
             half = self.mean.detach().cpu().to(torch.float16).contiguous()
             data = base64.b64encode(bytes(half.flatten().view(torch.uint8).tolist())).decode()
             mean = {"shape": list(half.shape), "float16": data}
-        origin = {**dataclasses.asdict(self.origin), "guidance": list(self.origin.guidance)}
-        return {
-            "fewstep_table": _VERSION,
-            "origin": origin,
-            "facts": dict(self.facts),
-            "entries": entries,
-            "mean": mean,
-        }
+        guidance = self.origin.guidance
+        origin = {**dataclasses.asdict(self.origin), "guidance": None if guidance is None else list(guidance)}
+        numbers = {"origin": origin, "entries": entries, "mean": mean}
+        return {"fewstep_table": _VERSION, "facts": dict(self.facts), **numbers, "digest": _digest(numbers)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], source: str = "A table") -> Table:
@@ -237,11 +244,15 @@ class Table:
                 raise ValueError(f"version {content['fewstep_table']!r}; this release reads {_VERSION}")
             origin = {**content["origin"], "guidance": _pair(content["origin"]["guidance"])}
             entries = {int(nfe): _entry(entry) for nfe, entry in content["entries"].items()}
-            return cls(Origin(**origin), entries, _mean(content["mean"]), dict(content["facts"]))
+            table = cls(Origin(**origin), entries, _mean(content["mean"]), dict(content["facts"]))
+            found = _digest({key: content[key] for key in ("origin", "entries", "mean")})
+            if content["digest"] != found:
+                raise ValueError(f"edited: its numbers have the digest {found}, and it names {content['digest']!r}")
+            return table
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, FewstepError) as error:
             raise CheckpointError(
                 f"{source} that cannot be read ({type(error).__name__}: {error})",
-                "It is JSON as `fewstep calibrate` wrote it: origin, facts, entries and mean",
+                "It is JSON as `fewstep calibrate` wrote it: facts, origin, entries, mean, a digest of the last three",
                 "Restore it from a copy, or fit it again: fewstep calibrate --model .. --out TABLE",
             ) from error
 
@@ -255,7 +266,14 @@ def load_table(path: str | Path) -> Table:
     return Table.from_json(read_json(path), str(path))
 
 
-def _pair(value: Any) -> tuple[float, float]:
+def _digest(numbers: Mapping[str, Any]) -> str:
+    """Name the numbers of a table: 12 hexadecimal digits of a SHA-256 of their JSON."""
+    return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _pair(value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
     low, high = (float(number) for number in value)
     if not -math.inf < low <= high < math.inf:
         raise ValueError(f"guidance from {low:g} to {high:g}")

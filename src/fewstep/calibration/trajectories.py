@@ -8,7 +8,7 @@ grid can be judged without another call.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,6 +47,11 @@ class Trajectories:
     def end(self) -> Tensor:
         """The samples at the last level."""
         return self.x[-1]
+
+    def part(self, chosen: slice) -> Trajectories:
+        """Some of them."""
+        x, denoised = (tuple(state[chosen] for state in states) for states in (self.x, self.denoised))
+        return replace(self, x=x, denoised=denoised)
 
     def at(self, kappa: Tensor | float) -> Tensor:
         """The samples at any level between the first and the last."""
