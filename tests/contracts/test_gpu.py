@@ -7,7 +7,9 @@ tested on every machine, and once more where there is a CUDA device, in its mode
     python -m pytest -m gpu tests/contracts/test_gpu.py
 
 Noise must then be on the device before the loop starts. SeededNoise draws on the host, so that samples do not depend
-on the device, and its copy waits: with it every step of a rule that draws waits once. The last test holds it to that.
+on the device, and its copy waits: with it every step of a rule that draws waits once. A test holds it to that.
+
+Calibration may wait, but it must not mix devices; the last test calibrates there and on the host.
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ from torch.utils._pytree import tree_leaves
 
 from contracts.inventory import SOLVERS_HERE, STOCHASTIC_HERE, gap
 from contracts.problems import ENDS, Constant, TwoBumps, batch
+from fewstep.calibration import Problem, Refinement, Settings, Table, fit, problem_of
+from fewstep.denoisers import GaussianMixture
 from fewstep.errors import LevelError
-from fewstep.noise import Grid, NoiseLevel
+from fewstep.noise import EDM, Grid, NoiseLevel
 from fewstep.sampling import SeededNoise, sample
 from fewstep.solvers import SOLVERS
 
@@ -192,3 +196,38 @@ def test_seeded_noise_waits() -> None:
     assert torch.equal(source(0, x).cpu(), host)
     with no_waiting(), pytest.raises(RuntimeError, match="synchroniz"):
         source(0, x)
+
+
+def calibrated_on(device: str, dtype: torch.dtype, distribution: float) -> tuple[Problem, Table]:
+    """A small exact problem, whose best base is another for 4 calls than for 5, as is its best grid (for 5, gits)."""
+    mixture = GaussianMixture(batch((4, 3), seed=5).to(device, dtype), 0.3)
+    own = problem_of(
+        mixture, EDM(), (3,), seeds=range(32), kappa_max=40.0, kappa_min=0.01, device=device, dtype=dtype, batch=20
+    )
+    how = Refinement(iterations=3, batch=8, distribution=distribution)
+    return own, fit(own, Settings(nfe=(4, 5), teacher_steps=32, refinement=how))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_cuda])])
+@pytest.mark.parametrize("distribution", [0.0, 0.1])
+def test_calibration_in_float32_is_that_of_float64_on_the_host(device: str, distribution: float) -> None:
+    """The same choices and numbers, and the rule samples the same on the device."""
+    host, wanted = calibrated_on("cpu", torch.float64, distribution)
+    own, table = calibrated_on(device, torch.float32, distribution)
+    assert own.start.device.type == device
+    for nfe, want in wanted.entries.items():
+        got = table.entries[nfe]
+        assert (got.base, got.grid, got.first) == (want.base, want.grid, want.first)
+        assert got.kappa == pytest.approx(want.kappa, rel=1e-3)
+        largest = max(abs(weight) for row in want.weights for weight in row)
+        for mine, row in zip(got.weights, want.weights, strict=True):
+            assert mine == pytest.approx(row, rel=1e-3, abs=1e-3 * largest)
+        way = wanted.way(EDM(), nfe)
+        ends = sample(host.denoisers[0], way.solver, way.grid, host.noise).x
+        for kept in (table, Table.from_json(table.to_json())):  # read again, its mean is on the host
+            way = kept.way(EDM(), nfe)
+            x = sample(own.denoisers[0], way.solver, way.grid, own.noise).x
+            assert (x.device.type, x.dtype) == (device, torch.float32)
+            assert gap(x.cpu(), ends) <= 1e-3, f"{nfe} calls: max|a-b| = {gap(x.cpu(), ends):.2e}"
+    assert any(entry.first for entry in table.entries.values()), "the first estimate is given somewhere"
+    assert any("gits" in entry.grid for entry in table.entries.values()), "and levels come from dynamic programming"
