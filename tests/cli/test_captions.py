@@ -112,3 +112,15 @@ def test_evaluate_asks_for_the_captions_of_a_file_under_guidance(
     own = cli(*words, "--n", 2, "--out", tmp_path / "in turn", "--against", out)
     assert "parameters.condition: 'prompts own" in own.out
     assert "captions of its data in turn" in own.out
+
+
+def test_calibrating_a_model_that_reads_captions(cli: Cli, scenes: Path, tmp_path: Path) -> None:
+    """Those that are asked for stand in the table, which samples the model."""
+    said, path = "a large cyan cross at the top", tmp_path / "t.json"
+    cheap = ("--trajectories", 8, "--iterations", 0, "--teacher-steps", 8, "--grids", "karras:rho=7", "--base", "ddim")
+    ran = cli("calibrate", "--model", scenes, "--nfe", 2, *cheap, "--captions", said, "--out", path)
+    assert ran.code == 0, ran.err
+    assert json.loads(path.read_text())["facts"]["conditions"] == [said]
+    ran = cli("sample", "--model", scenes, "--n", 1, "--nfe", 2, "--solver", path, "--out", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    assert json.loads((tmp_path / "out" / "sample.json").read_text())["solver"] == "calibrated"

@@ -13,9 +13,10 @@ from contracts.problems import TwoBumps
 from contracts.refusals import refuses
 
 from fewstep import models
-from fewstep.calibration import FILE, Refinement, Settings, Table, fit
+from fewstep.calibration import FILE, Entry, Origin, Refinement, Settings, Table, fit
+from fewstep.data import Scenes
 from fewstep.errors import ConfigError, FewstepError, UnknownName
-from fewstep.experiments.calibrate import CalibratePlan, described, place_of, prepared, settings_of
+from fewstep.experiments.calibrate import CalibratePlan, again, described, place_of, prepared, settings_of
 from fewstep.models import Model, ModelConfig, Part
 from fewstep.noise import Karras, NoiseLevel, VPLinear
 from fewstep.sampling import sample, start_noise
@@ -88,15 +89,93 @@ def test_settings_in_words() -> None:
     assert made.refinement == Refinement(0, distribution=0.5)
 
 
-def test_where_a_table_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def placed(out: str | Path | None, *, name: str = "toy", nfe: tuple[int, ...] = (3,)) -> Path:
+    return place_of(name, model_with(), nfe, out)
+
+
+def table_with(*nfe: int, mark: str = "0123456789ab") -> Table:
+    """DDIM, fitted to nothing, under the fingerprint of the model above or another."""
+    entries = {
+        n: Entry(
+            tuple(2.0**-k for k in range(n + 1)), tuple((0.0,) * k for k in range(1, n)), False, "", "", 0.1, 0.1, 0.1
+        )
+        for n in nfe
+    }
+    return Table(Origin("bumps", mark), entries)
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundled model called toy, and a folder to stand in."""
     (tmp_path / "weights" / "toy").mkdir(parents=True)
     (tmp_path / "weights" / "toy" / "config.json").write_text('{"prediction": {}}')
     monkeypatch.setattr(models, "_BUNDLED", tmp_path / "weights")
-    assert place_of(str(tmp_path), None) == tmp_path / FILE
-    assert place_of("toy", None) == Path(FILE)
-    assert place_of("toy", tmp_path) == tmp_path / FILE
-    assert place_of("toy", tmp_path / "new" / "t") == tmp_path / "new" / "t"
-    assert (tmp_path / "new").is_dir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def test_where_a_table_goes(toy: Path) -> None:
+    assert placed(None, name=str(toy)) == toy / FILE
+    assert placed(None) == Path(FILE)
+    assert placed(toy) == toy / FILE
+    assert placed(toy / "new" / "t") == toy / "new" / "t"
+    assert placed("nf/") == Path("nf") / FILE, "a slash makes a folder of it"
+    assert list(toy.iterdir()) == [], "a folder is made with the table"
+
+
+@pytest.mark.parametrize(
+    ("earlier", "shows"),
+    [(table_with(3, mark="other"), "which was fitted to bumps with other weights"), (None, "which is none")],
+)
+def test_only_in_the_folder_of_the_model_is_what_serves_nothing_written_over(
+    toy: Path, earlier: Table | None, shows: str
+) -> None:
+    if earlier is None:
+        (toy / FILE).write_text('{"mine": 1}')
+    else:
+        earlier.save(toy / FILE)
+    before = (toy / FILE).read_text()
+    for out in (None, FILE, toy):
+        refuses(ConfigError, shows, lambda out=out: placed(out))  # type: ignore[misc]
+    assert placed(None, name=str(toy)) == placed(toy, name=str(toy)) == toy / FILE
+    assert (toy / FILE).read_text() == before
+
+
+def test_no_number_of_calls_is_lost(toy: Path) -> None:
+    table_with(2, 3).save(toy / FILE)
+    for name in ("toy", str(toy)):
+        error = refuses(ConfigError, "would lose 2", lambda name=name: placed(None, name=name, nfe=(4, 3)))  # type: ignore[misc]
+        assert "--nfe 2,3,4" in error.todo
+        assert placed(None, name=name, nfe=(4, 3, 2)).name == FILE
+    assert placed("other.json", nfe=(4,)) == Path("other.json")
+
+
+def test_the_command_that_fits_again() -> None:
+    assert again("my run", table_with(3), (7, 2)) == "fewstep calibrate --model 'my run' --nfe 2,3,7"
+    scaled = replace(table_with(3), facts={"guidance": [3.0, 1.0, 2.0]})
+    assert again("m", scaled, (3,), "t.json") == "fewstep calibrate --model m --nfe 3 --guidance 3,1,2 --out t.json"
+    ranged = replace(table_with(3), origin=Origin(guidance=(2.0, 2.0)))
+    assert again("m", ranged, ()) == "fewstep calibrate --model m --nfe 3 --guidance 2"
+
+
+def test_captions_are_walked_through_by_every_scale() -> None:
+    """A model that reads the captions of the scenes is fitted under those of scenes number 5, 6 and so on."""
+    words = Scenes().vocabulary
+    config = replace(model_with().config, captions=words)
+    model = replace(model_with(), config=config)
+    plan = CalibratePlan(QUICK, trajectories=8, seed=5, guidance=(1.0, 2.0))
+    ready = prepared(model, plan)
+    want = model.cond_of_captions([Scenes().caption(k) for k in range(5, 9)])
+    assert ready.problem.cond is not None
+    for k in range(2):
+        told = {name: rows[ready.problem.led_by(k)] for name, rows in ready.problem.cond.items()}
+        assert told.keys() == want.keys()
+        assert all(torch.equal(told[name], want[name]) for name in want)
+    one = prepared(model, replace(plan, captions=("a large cyan cross at the top",)))
+    alone = model.cond_of_captions(["a large cyan cross at the top"] * 8)
+    assert one.problem.cond is not None
+    assert all(torch.equal(one.problem.cond[name], alone[name]) for name in alone)
 
 
 REFUSED: dict[str, tuple[Callable[[], object], type[FewstepError], str]] = {
@@ -110,7 +189,7 @@ REFUSED: dict[str, tuple[Callable[[], object], type[FewstepError], str]] = {
     "base that draws": (lambda: settings_of((4,), bases=("ddim:eta=1",)), ConfigError, "eta=1"),
     "grid": (lambda: settings_of((4,), grids=("karas",)), UnknownName, "'karras'"),
     "end of a grid": (lambda: settings_of((4,), grids=("karras:kappa_max=20",)), ConfigError, "from kappa 20"),
-    "first": (lambda: settings_of((4,), first="none"), UnknownName, "'none'"),
+    "first": (lambda: settings_of((4,), first="none"), ConfigError, "first='none'"),
 }
 
 

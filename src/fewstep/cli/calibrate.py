@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.markup import escape
 
+from fewstep._files import output_dir
 from fewstep.calibration import FILE, Progress, Table, calibrate
 from fewstep.cli.shell import progress, say, table
 from fewstep.errors import ConfigError
 from fewstep.experiments.calibrate import CalibratePlan, described, place_of, prepared
 from fewstep.experiments.evaluation.processes import usable_device
-from fewstep.models import load_model
+from fewstep.models import Model, load_model
+from fewstep.solvers import DEFAULT_NFE
 
 __all__ = ["run_calibrate", "scales"]
 
@@ -46,20 +49,21 @@ class _Shown:
         return int(done or self.made.nfe == 0)
 
 
-def run_calibrate(name: str, plan: CalibratePlan, out: Path | None, device: str) -> None:
+def run_calibrate(name: str, plan: CalibratePlan, out: str | None, device: str) -> None:
     """Fit a solver to a model and write its table; nothing is written before all of it is there."""
     model = load_model(name, usable_device(device))
-    ready, path = prepared(model, plan), place_of(name, out)
+    ready, path = prepared(model, plan), place_of(name, model, plan.settings.nfe, out)
     steps = map(_Shown, calibrate(ready.problem, plan.settings, ready.origin))
     try:
         fitted = _last(progress(steps, len(plan.settings.nfe) + 1, f"calibrating {model.config.name}"))
     except KeyboardInterrupt:
-        say(f"No table was written: {escape(str(path))} is as it was")
+        say("No table was written" + (f": {escape(str(path))} is as it was" if path.exists() else ""))
         raise
     fitted = described(fitted, model, plan)
+    output_dir(path.parent)
     fitted.save(path)
     _show(model.config.name, fitted)
-    _say_next(name, path, out, fitted)
+    _say_next(name, model, path, out, fitted)
 
 
 def _last(steps: Iterator[_Shown]) -> Table:
@@ -87,14 +91,28 @@ def _show(name: str, fitted: Table) -> None:
     )
 
 
-def _say_next(name: str, path: Path, out: Path | None, fitted: Table) -> None:
+def _say_next(name: str, model: Model, path: Path, out: str | None, fitted: Table) -> None:
     """Say where the table is and how it is used."""
-    nfe, (low, high) = min(fitted.entries, key=lambda known: abs(known - _USUAL)), fitted.origin.guidance
-    guided = "" if low <= 1 <= high else f" --guidance {low:g}"
+    nfe = min(fitted.entries, key=lambda known: abs(known - _USUAL))
     own = path.resolve() == (Path(name) / FILE).resolve()
-    named = "" if own else f" --solver {path}"
-    where = "beside the weights, and picked up by itself from now on" if own else "named as a solver"
+    where = f"beside the weights, and picked up by itself {_when(model, fitted)}" if own else "named as a solver"
     if out is None and not own:
         where = "here, since the folder of a bundled model belongs to the package"
+    words = ["fewstep", "sample", "--model", name, *([] if own else ["--solver", str(path)]), "--nfe", f"{nfe}"]
     say(f"Table in {escape(str(path))}: {where}. Next:")
-    say(f"  fewstep sample --model {escape(name)}{escape(named)} --nfe {nfe}{guided}")
+    say(f"  {escape(shlex.join([*words, *_guided(fitted)]))}")
+
+
+def _guided(fitted: Table) -> list[str]:
+    """What has to be said of the guidance."""
+    low, _ = fitted.origin.guidance or (1.0, 1.0)
+    return [] if fitted.covers(1.0) else ["--guidance", f"{low:g}"]
+
+
+def _when(model: Model, fitted: Table) -> str:
+    """When sampling takes the table though no solver is named."""
+    guided = " ".join(["", *_guided(fitted)])
+    if DEFAULT_NFE in fitted.entries and not guided and model.config.chain is None:
+        return "from now on"
+    *most, last = map(str, sorted(fitted.entries))
+    return f"with --nfe {', '.join(most)} or {last}{guided}" if most else f"with --nfe {last}{guided}"

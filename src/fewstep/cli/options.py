@@ -82,8 +82,10 @@ CaptionsOption = Annotated[
 
 # Of `fewstep calibrate`.
 TableOption = Annotated[
-    Path | None,
-    typer.Option("--out", help="The table; if omitted, beside the weights, where it is picked up by itself."),
+    str | None,  # a Path would forget the slash that makes it a folder
+    typer.Option(
+        "--out", help="The table, or its folder/; if omitted, beside the weights, where it is picked up by itself."
+    ),
 ]
 MatchOption = Annotated[bool, typer.Option("--match-variance", help="Give every sample the teacher's variance.")]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -24,11 +26,11 @@ from fewstep.calibration import (
     problem_of,
     said_schedule,
 )
-from fewstep.errors import CheckpointError, ConfigError, choose
+from fewstep.errors import CheckpointError, ConfigError
 from fewstep.experiments.runs import captions_of, check_batch, check_guidance, conditions, said_of
 from fewstep.models import Model, bundled
 
-__all__ = ["FIRST_SEED", "CalibratePlan", "Prepared", "described", "place_of", "prepared", "settings_of"]
+__all__ = ["FIRST_SEED", "CalibratePlan", "Prepared", "again", "described", "place_of", "prepared", "settings_of"]
 
 FIRST_SEED = 10**9  # far from those that images are made of: errors on these are of noise that no fit has seen
 _PER_SCALE = 4  # trajectories that every guidance scale leads, at least: some to fit to, some held out
@@ -102,17 +104,15 @@ def settings_of(
         The settings.
 
     Raises:
-        UnknownName: if a base, a grid or `first` does not exist.
+        UnknownName: if a base or a grid does not exist.
         ConfigError: if a value cannot be.
     """
-    chosen: dict[str, Literal["auto", "network", "analytic"]]
-    chosen = {"auto": "auto", "network": "network", "analytic": "analytic"}
     return Settings(
         tuple(dict.fromkeys(nfe)),
         teacher_steps,
         tuple(bases) or Settings.bases,
         tuple(grids) or Settings.grids,
-        choose(first, chosen, "first estimate"),
+        cast(Literal["network", "analytic", "auto"], first),  # Settings refuses what is none of them
         match_variance,
         Refinement(iterations, distribution=distribution),
     )
@@ -186,35 +186,94 @@ def described(table: Table, model: Model, plan: CalibratePlan) -> Table:
     return replace(table, facts={**table.facts, **told})
 
 
-def place_of(name_or_dir: str, out: Path | None) -> Path:
+def place_of(name_or_dir: str, model: Model, nfe: Sequence[int], out: str | Path | None) -> Path:
     """Choose the file of a table, before anything is fitted.
 
     Args:
         name_or_dir: of the model.
-        out: a file, or a folder that is there; None for the model's folder, or for this one where the model is bundled
-            and its folder is the package's.
+        model: what it was loaded as.
+        nfe: numbers of calls that the table will have.
+        out: a file, or a folder: one that is there, or a name with a slash at its end; None for the model's folder, or
+            for this one where the model is bundled and its folder is the package's.
 
     Returns:
-        The file; its folder is there and can be written.
+        The file. Its folder can be made and written, but is made with the table alone.
 
     Raises:
-        ConfigError: if another file is in the way.
+        ConfigError: if another file is in the way, the table of another model, or one with further numbers of calls.
         OutputError: if the folder cannot be written.
     """
-    beside = Path() if name_or_dir in bundled() else Path(name_or_dir)
-    path = beside / FILE if out is None else out / FILE if out.is_dir() else out
-    if path.exists() and path.name != FILE:
-        _refuse_other(path)
-    output_dir(path.parent)
+    home = None if name_or_dir in bundled() else Path(name_or_dir)
+    beside = (home or Path()) / FILE
+    path = beside if out is None else _named(out)
+    own = home is not None and path.resolve() == beside.resolve()
+    if path.exists():
+        _refuse_loss(path, model, nfe, own=own)
+    _probe(path.parent)
     return path
 
 
-def _refuse_other(path: Path) -> None:
+def again(name_or_dir: str, table: Table, nfe: Sequence[int], out: str = "") -> str:
+    """Write the command that fits a table again with further numbers of calls.
+
+    Args:
+        name_or_dir: of the model.
+        table: which numbers and scales are kept.
+        nfe: numbers of calls that are added.
+        out: the table's file; empty for where it goes by itself.
+
+    Returns:
+        The command, quoted for a shell.
+    """
+    words = ["fewstep", "calibrate", "--model", name_or_dir, "--nfe", _listed({*table.entries, *nfe})]
+    scales = table.facts.get("guidance") or dict.fromkeys(table.origin.guidance or ())
+    if list(scales) not in ([], [1.0]):
+        words += ["--guidance", ",".join(f"{scale:g}" for scale in scales)]
+    return shlex.join([*words, "--out", out] if out else words)
+
+
+def _listed(nfe: Iterable[int]) -> str:
+    return ",".join(map(str, sorted(nfe)))
+
+
+def _named(out: str | Path) -> Path:
+    folder = str(out).endswith(("/", os.sep)) or Path(out).is_dir()
+    return Path(out) / FILE if folder else Path(out)
+
+
+def _probe(folder: Path) -> None:
+    """Prove that a folder can be made and written, and leave none that was not there."""
+    missing = [part for part in (folder, *folder.parents) if not part.exists()]
+    output_dir(folder)
+    for part in missing:
+        part.rmdir()
+
+
+def _refuse_loss(path: Path, model: Model, nfe: Sequence[int], *, own: bool) -> None:
+    """Refuse to write over what is not worthless; beside the weights, what does not serve them is."""
     try:
-        load_table(path)
+        earlier = load_table(path)
     except CheckpointError as error:
+        if own:
+            return
         raise ConfigError(
             f"A table to be written over {path}, which is none",
             "Only a table is written over",
             "Choose another name for --out, or remove the file first",
         ) from error
+    if earlier.origin.fingerprint != model.fingerprint:
+        if own:
+            return
+        raise ConfigError(
+            f"A table of the model {model.config.name!r} to be written over {path}, which was fitted to "
+            f"{earlier.origin.model or 'something'} with other weights",
+            "A table is written over one of the same weights",
+            "Choose another name for --out, or remove the file first",
+        )
+    lost = set(earlier.entries) - set(nfe)
+    if lost:
+        raise ConfigError(
+            f"A table for {_listed(nfe)} calls to be written over {path}, which would lose {_listed(lost)}",
+            "A table is written whole, with the numbers of calls that are named",
+            f"Name all of them, --nfe {_listed({*earlier.entries, *nfe})}; or choose another --out",
+        )
