@@ -14,11 +14,13 @@ import torch
 from cli.running import Cli, files, pixels, refuses
 from fewstep import models
 from fewstep._files import read_json
-from fewstep.calibration import FILE, Progress, load_table
+from fewstep.calibration import FILE, Progress, Table, load_table
 from fewstep.cli import calibrate as command
 from fewstep.data import to_uint8
 from fewstep.models import load_model
+from fewstep.noise import Karras
 from fewstep.sampling import sample, start_noise
+from fewstep.solvers import DEIS
 
 QUICK = ("--trajectories", 16, "--iterations", 2, "--teacher-steps", 16, "--grids", "karras:rho=7", "--base", "ipndm")
 
@@ -26,6 +28,19 @@ QUICK = ("--trajectories", 16, "--iterations", 2, "--teacher-steps", 16, "--grid
 @pytest.fixture
 def folder(model: Path, tmp_path: Path) -> Path:
     return shutil.copytree(model, tmp_path / "model")
+
+
+def fresh_error(folder: Path, table: Table, nfe: int) -> float:
+    """RMSE to the teacher, with the table as it was written, over the last three of QUICK's trajectories."""
+    loaded, seeds = load_model(folder), range(10**9 + 13, 10**9 + 16)
+    cond, schedule = {"label": torch.tensor([seed % 10 for seed in seeds])}, loaded.denoiser.schedule
+    student, grid = table.way(schedule, nfe)
+    fine = Karras(kappa_max=80, kappa_min=0.002)(schedule, 16)
+    ends = sample(loaded.denoiser, student, grid, start_noise(grid, loaded.shape, seeds), cond=cond).x
+    want = sample(
+        loaded.denoiser, DEIS(variable="log_kappa"), fine, start_noise(fine, loaded.shape, seeds), cond=cond
+    ).x
+    return float((ends - want).square().mean().sqrt())
 
 
 def test_the_whole_loop(cli: Cli, folder: Path, tmp_path: Path) -> None:
@@ -38,9 +53,11 @@ def test_the_whole_loop(cli: Cli, folder: Path, tmp_path: Path) -> None:
     assert sorted(table.entries) == [3, 5]
     words = " ".join(ran.out.split())
     for nfe, entry in table.entries.items():
-        numbers = [f"{error:.4g}" for error in (entry.closed_form, entry.held, entry.train)]
+        numbers = [f"{error:.4g}" for error in (entry.closed_form, entry.held, entry.fresh, entry.train)]
         assert f"{nfe} {entry.steps} {entry.base} " in words
         assert all(number in words for number in numbers), f"the printed table lacks one of {numbers}"
+        missed = fresh_error(folder, table, nfe)
+        assert missed == pytest.approx(entry.fresh, rel=0.01), f"{nfe} calls: {missed} made anew, {entry.fresh} written"
     assert f"{table.facts['network_evals']:,} evaluations of the network" in words
 
     suggested = shlex.split(re.search(r"fewstep (sample .*)", ran.out)[1])
@@ -142,13 +159,13 @@ REFUSED = {
     "scales": (["--guidance", "two"], "ConfigError", "--guidance two", "--guidance 1,2,3"),
     "no scale": (["--guidance", ","], "ConfigError", "No guidance scale", "--guidance 1"),
     "infinite scale": (["--guidance", "inf"], "ConfigError", "Guidance inf", "--guidance 1"),
-    "trajectories": (["--trajectories", "3"], "ConfigError", "3 trajectories", "--trajectories 128"),
-    "fewer than scales": (["--trajectories", "7", "--guidance", "1,2"], "ConfigError", "7 trajectories for 2", "128"),
+    "trajectories": (["--trajectories", "3"], "ConfigError", "3 trajectories", "--trajectories 160"),
+    "fewer than scales": (["--trajectories", "7", "--guidance", "1,2"], "ConfigError", "7 trajectories for 2", "160"),
     "class": (["--classes", "3,10"], "ConfigError", "Class 10", "0 to 9"),
     "captions": (["--captions", "a three"], "ConfigError", "Captions", "Leave the captions out"),
     "base": (["--base", "ipndn"], "UnknownName", "No base rule 'ipndn'", "'ipndm'"),
     "base of two calls": (["--base", "ddim,heun"], "ConfigError", "Heun", "Take ddim"),
-    "grid": (["--grids", "gist"], "UnknownName", "No grid 'gist'", "'gits'"),
+    "grid": (["--grids", "karas"], "UnknownName", "No grid 'karas'", "'karras'"),
     "grid with its own end": (["--grids", "gits,trailing"], "ConfigError", "The grid trailing", "--kappa-max"),
     "first": (["--first", "mean"], "ConfigError", "first='mean'", "network, analytic, auto"),
     "iterations": (["--iterations", "-1"], "ConfigError", "iterations=-1", "not negative"),
@@ -178,7 +195,18 @@ def test_a_model_that_cannot_be_guided(cli: Cli, unconditional: Path) -> None:
 def test_a_model_without_conditions(cli: Cli, unconditional: Path, tmp_path: Path) -> None:
     """From a folder with a space in its name, into one that is made: what is suggested can be pasted."""
     folder = shutil.copytree(unconditional, tmp_path / "my model")
-    ran = cli("calibrate", "--model", folder, "--nfe", "3,10", *QUICK, "--out", f"{tmp_path}/new tables/")
+    ran = cli(
+        "calibrate",
+        "--model",
+        folder,
+        "--nfe",
+        "3,10",
+        *QUICK,
+        "--teacher-steps",
+        24,
+        "--out",
+        f"{tmp_path}/new tables/",
+    )
     assert ran.code == 0, ran.err
     path = tmp_path / "new tables" / FILE
     table, loaded = load_table(path), load_model(folder)
@@ -188,6 +216,6 @@ def test_a_model_without_conditions(cli: Cli, unconditional: Path, tmp_path: Pat
     ran = cli(*suggested, "--n", 1, "--out", tmp_path / "out")
     assert ran.code == 0, ran.err
     assert read_json(tmp_path / "out" / "sample.json")["solver"] == "calibrated"
-    ran = cli("calibrate", "--model", folder, "--nfe", "10", *QUICK)
+    ran = cli("calibrate", "--model", folder, "--nfe", "10", *QUICK, "--teacher-steps", 24)
     assert ran.code == 0, ran.err
     assert "picked up by itself from now on" in ran.out

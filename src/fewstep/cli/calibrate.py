@@ -78,17 +78,23 @@ def _last(steps: Iterator[_Shown]) -> Table:
 def _show(name: str, fitted: Table) -> None:
     facts, rows = fitted.facts, []
     for nfe, entry in sorted(fitted.entries.items()):
-        errors = (f"{error:.4g}" for error in (entry.closed_form, entry.held, entry.train))
+        errors = (_said(error) for error in (entry.closed_form, entry.held, entry.fresh, entry.train))
         rows.append((str(nfe), str(entry.steps), entry.base, entry.grid, *errors))
-    columns = ("calls", "steps", "base", "grid", "closed form", "held out", "fitted to")
+    columns = ("calls", "steps", "base", "grid", "closed form", "held out", "fresh", "fitted to")
     table(f"{name}: RMSE to the teacher's ends, which spread over {facts['spread']:g}", columns, rows)
-    say("[dim]closed form: on held-out trajectories, before refinement; held out and fitted to: after it[/]")
+    say("[dim]closed form: on trajectories that were held out to choose by, before refinement; held out: after it[/]")
+    say("[dim]fresh: on trajectories that had no say, what to expect; fitted to: on those that were fitted to[/]")
     if any(entry.first for entry in fitted.entries.values()):
         say("[dim]One step more than calls: the first estimate is the mean of the data, without a call[/]")
     say(
-        f"[dim]{facts['trajectories']} trajectories in {facts['teacher_steps']} steps, {facts['held_out']:.0%} held "
-        f"out; {facts['seconds']:.0f} s, {facts['network_evals']:,} evaluations of the network, one image each[/]"
+        f"[dim]{facts['trajectories']} trajectories in {facts['teacher_steps']} steps, {facts['judged']:.0%} only to "
+        f"judge, {facts['held_out']:.0%} of the others held out; {facts['seconds']:.0f} s, "
+        f"{facts['network_evals']:,} evaluations of the network, one image each[/]"
     )
+
+
+def _said(error: float | None) -> str:
+    return "-" if error is None else f"{error:.4g}"
 
 
 def _say_next(name: str, model: Model, path: Path, out: str | None, fitted: Table) -> None:

@@ -57,7 +57,7 @@ class CalibratePlan:
 
     settings: Settings = Settings()
     guidance: tuple[float, ...] = (1.0,)
-    trajectories: int = 128
+    trajectories: int = 160
     seed: int = FIRST_SEED
     classes: tuple[int, ...] = ()
     captions: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ class CalibratePlan:
             raise ConfigError(
                 f"{self.trajectories} trajectories for {len(self.guidance)} guidance scales",
                 f"Every scale leads at least {_PER_SCALE} of them",
-                "Use --trajectories 128",
+                "Use --trajectories 160",
             )
 
 
