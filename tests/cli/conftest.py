@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from cli.running import TINY, Cli, Ran
+from cli.tables import with_table
 from fewstep._files import read_json, write_json
 from fewstep.cli import shell
 from fewstep.cli.app import app
@@ -70,6 +71,12 @@ def judged(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config["facts"]["judge"] = str(folder / "judge")
     write_json(folder / "model" / "config.json", config)
     return folder / "model"
+
+
+@pytest.fixture
+def own(model: Path, tmp_path: Path) -> Path:
+    """A model with a table for 4 and 10 calls beside its weights."""
+    return with_table(shutil.copytree(model, tmp_path / "own"), 4, 10)
 
 
 @pytest.fixture

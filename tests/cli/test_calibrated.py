@@ -11,23 +11,17 @@ import torch
 from torch import nn
 
 from cli.running import Cli, pixels, refuses
-from cli.tables import ddim, with_table, zeros
+from cli.tables import ddim, zeros
 from cli.test_compare import compared
 from cli.test_lists import rows
 from cli.test_sample import sampled
 from fewstep import models
 from fewstep._files import read_json, write_json
-from fewstep.calibration import FILE
+from fewstep.calibration import FILE, load_table
 from fewstep.data import to_uint8
 from fewstep.models import load_model, save_model
 
 JUDGED = ("--reference", "digits", "--features", "random-conv", "--metrics", "fd")
-
-
-@pytest.fixture
-def own(model: Path, tmp_path: Path) -> Path:
-    """A model with a table for 4 and 10 calls beside its weights."""
-    return with_table(shutil.copytree(model, tmp_path / "own"), 4, 10)
 
 
 def differs(folder: Path, want: torch.Tensor) -> int:
@@ -102,9 +96,9 @@ def test_two_fits_are_told_apart(cli: Cli, own: Path, tmp_path: Path) -> None:
     """An evaluation is not continued with another table of the same name."""
     words = ("evaluate", own, *JUDGED, "--n", 70, "--nfe", 4, "--out", tmp_path / "e")
     assert cli(*words).code == 0
-    content = read_json(own / FILE)
-    content["entries"]["4"]["weights"][0][0] = 0.1
-    write_json(own / FILE, content)
+    table = load_table(own / FILE)
+    other = dataclasses.replace(table.entries[4], weights=((0.1,), *table.entries[4].weights[1:]))
+    dataclasses.replace(table, entries={**table.entries, 4: other}).save(own / FILE)
     refuses(cli(*words), "ProtocolError", "grid")
 
 
@@ -139,9 +133,9 @@ def test_another_model(cli: Cli, own: Path, unconditional: Path, tmp_path: Path)
     worst = differs(tmp_path / "out", ddim(load_model(unconditional), 4, [0]))
     assert worst == 0, f"max|a-b| = {worst}"
 
-    content = read_json(own / FILE)
-    content["origin"] |= {"fingerprint": "", "schedule": "VPCosine()"}
-    write_json(tmp_path / "t.json", content)
+    table = load_table(own / FILE)
+    origin = dataclasses.replace(table.origin, fingerprint="", schedule="VPCosine()")
+    dataclasses.replace(table, origin=origin).save(tmp_path / "t.json")
     words = ("--model", own, "--solver", tmp_path / "t.json", "--nfe", 4, "--out", tmp_path / "out")
     refuses(cli("sample", *words), "ConfigError", "A table fitted on VPCosine()", "--force")
 
@@ -225,37 +219,16 @@ def test_a_damaged_table_is_refused_where_it_would_be_used(cli: Cli, own: Path, 
     assert sampled(cli, tmp_path / "a", "--model", own, "--n", 1, "--solver", "evodiff")["solver"] == "evodiff"
 
 
-def test_compare_has_a_row_for_it(cli: Cli, own: Path, model: Path, tmp_path: Path) -> None:
-    """By default; a cell where the table has the budget, a dash where not; and a table by its path."""
-    report = compared(cli, tmp_path / "a", "--model", own, "--nfe", "4,5")
-    cells = {(cell["solver"], cell["nfe"]): cell for cell in report["cells"]}
-    assert report["plan"]["solvers"][-1] == "calibrated"
-    assert report["missing"] == [{"solver": "calibrated", "nfe": 5}]
-    assert len(report["cells"]) == 2 * 7 + 1
-    zeros(4, 5, model=load_model(model)).save(tmp_path / "t.json")
-    again = compared(cli, tmp_path / "b", "--model", model, "--nfe", "4,5", "--solvers", f"ddim,{tmp_path / 't.json'}")
-    assert [cell["solver"] for cell in again["cells"]] == ["ddim"] * 2 + [str(tmp_path / "t.json")] * 2
-    assert again["cells"][2]["rmse"] == cells["calibrated", 4]["rmse"], "the same solver on the same levels"
-    assert again["cells"][2]["rmse"] != cells["ddim", 4]["rmse"], "on levels of its own"
-    assert again["missing"] == []
-
-
-def test_how_a_missing_cell_looks(cli: Cli, own: Path, tmp_path: Path) -> None:
-    ran = cli("compare", "--model", own, "--n", 4, "--nfe", "4,5", "--solvers", "calibrated", "--out", tmp_path)
-    assert ran.code == 0, ran.err
-    shown = [line.split() for line in ran.out.splitlines() if line.startswith("calibrated")]
-    assert [words[1] for words in shown] == ["4", "5"]
-    assert shown[1][2:] == ["-"] * 4
-    assert "no solver for that number of calls" in ran.out
-
-
-@pytest.mark.parametrize("words", [("--nfe", "5,6"), ("--nfe", "4", "--guidance", 2)])
-def test_compare_leaves_out_a_table_that_serves_nothing(
-    cli: Cli, own: Path, tmp_path: Path, words: tuple[object, ...]
-) -> None:
-    report = compared(cli, tmp_path, "--model", own, *words)
-    assert "calibrated" not in report["plan"]["solvers"]
-    assert report["missing"] == []
+def test_force_without_a_table(cli: Cli, own: Path, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for words in (
+        ("sample", "--model", model),
+        ("sample", "--model", own, "--solver", "ddim"),
+        ("evaluate", model, *JUDGED),
+        ("evaluate", f"folder:{tmp_path / 'images'}", *JUDGED),
+    ):
+        refuses(cli(*words, "--force", "--out", tmp_path / "out"), "ConfigError", "--force with ", "name a table")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_list_of_models_says_what_is_fitted(

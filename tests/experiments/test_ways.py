@@ -175,11 +175,15 @@ def test_a_table_in_a_file(tmp_path: Path) -> None:
 
 def test_what_is_spelled_as_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("table", "ddim", "ddim:eta=0.5"):
+    for name in ("table", "ddim", "ddim:eta=0.5", FILE):
         Path(name).write_text("{}")
-    spelled = ("calibrated", "absent.json", "table", "./ddim")
+    for folder in ("full", "heun"):
+        Path(folder).mkdir()
+        table_with().save(Path(folder) / FILE)
+    spelled = ("calibrated", "absent.json", "table", "./ddim", "full", "./heun")
     assert [name for name in spelled if not is_table(name)] == []
-    assert [name for name in ("ddim", "ddim:eta=0.5", "absent", "", "x" * 5000) if is_table(name)] == []
+    assert [name for name in ("ddim", "ddim:eta=0.5", "absent", "heun", "", "x" * 5000) if is_table(name)] == []
+    assert way_of(model_with(None), "full", 3).said == way_of(model_with(None), f"full/{FILE}", 3).said
 
 
 def test_forced() -> None:
@@ -191,6 +195,10 @@ def test_forced() -> None:
     assert "; forced)" in way_of(own, "calibrated", 3, guidance=2.0, force=True).said
     way = way_of(own, "calibrated", 7, force=True)
     assert (way.grid.steps, way.rule.nfe(way.grid), way.nfe) == (3, 3, 7)
+    for asked in ({"nfe": 7}, {"nfe": 3, "guidance": 2.0}, {}):  # no solver is named, and the own table is meant
+        forced = way_of(own, **asked, force=True)  # type: ignore[arg-type]
+        assert (forced.solver, forced.grid.steps) == ("calibrated", 3), asked
+        assert "; forced)" in forced.said, asked
     assert "forced" not in way_of(own, nfe=3, force=True).said, "nothing had to be forced"
 
 
@@ -202,6 +210,11 @@ def test_tables_that_are_refused() -> None:
         (calibrated(), {"solver": "calibrated", "nfe": 0}, ConfigError, "0 calls"),
         (calibrated(), {"solver": "calibrated", "nfe": 2, "force": True}, ConfigError, "2 calls"),
         (calibrated(), {"solver": "calibrated", "nfe": 3, "guidance": 2.0}, ConfigError, "under guidance 1"),
+        (calibrated(), {"nfe": 2, "force": True}, ConfigError, "2 calls"),
+        (calibrated(), {"solver": "ddim", "force": True}, ConfigError, "--force with ddim"),
+        (calibrated(), {"steps": 4, "force": True}, ConfigError, "--force with evodiff"),
+        (model_with(None), {"force": True}, ConfigError, "--force with evodiff"),
+        (model_with(Chain()), {"force": True}, ConfigError, "--force with the chain of 'bumps'"),
         (calibrated(), {"solver": "calibrated", "steps": 3}, ConfigError, "steps=3 for the calibrated solver"),
         (calibrated(), {"solver": "calibrated", "grid": GridChoice()}, ConfigError, "a grid for the calibrated"),
         (model_with(None), {"solver": "calibrated"}, ConfigError, "this one has none"),

@@ -17,6 +17,7 @@ from fewstep._files import output_dir, write_json
 from fewstep.cli.shell import console, progress, say, table, ticking
 from fewstep.denoisers import Cond
 from fewstep.errors import CheckpointError
+from fewstep.experiments.calibrate import again
 from fewstep.experiments.compare import Cell, Comparison, Plan, judge_of, with_own_table
 from fewstep.experiments.demo import draw_comparison, machine, write_report
 from fewstep.experiments.digits import DigitsAct
@@ -24,7 +25,7 @@ from fewstep.experiments.evaluation.processes import usable_device
 from fewstep.experiments.evaluation.quality import floor_note
 from fewstep.experiments.pictures import save_images, save_picture, tile
 from fewstep.experiments.runs import Drawn, SamplePlan, captions_of, check_guidance, conditions, draw, seeds_of
-from fewstep.experiments.ways import Way, labelled, own_table, way_of
+from fewstep.experiments.ways import CALIBRATED, Way, labelled, own_table, table_of, way_of
 from fewstep.models import Model, bundled, load_model
 from fewstep.noise import EDM, UniformLam
 from fewstep.solvers import IPNDM, SOLVERS, Solver
@@ -111,7 +112,7 @@ def run_compare(name: str, plan: Plan, out: Path, device: str, own: bool) -> Non
     _run(comparison)
     write_json(folder / "compare.json", {"machine": machine(model.device), **comparison.report()})
     draw_comparison(comparison, folder)
-    _show(comparison)
+    _show(comparison, name)
     say(f"Written to {escape(str(folder))}: compare.json, sheet.png, quality.png")
 
 
@@ -126,7 +127,7 @@ def run_demo(out: Path) -> None:
     comparison = Comparison(model, with_own_table(Plan(n=128, reference_steps=48), model), judge_of(model))
     _run(comparison)
     seconds["solvers"] = time.perf_counter() - start
-    _show(comparison)
+    _show(comparison, "mnist")
 
     console.print(
         "[bold]Act two[/]: real digits, a network trained from nothing, then end to end for one to four steps"
@@ -167,18 +168,21 @@ def _run(comparison: Comparison) -> None:
         pass
 
 
-def _show(comparison: Comparison) -> None:
+def _show(comparison: Comparison, name: str) -> None:
     judge, fine = comparison.judge, comparison.fine
     rows = [*comparison.rows, *([("fine solution", fine.nfe, fine)] if fine else [])]
     columns = ["solver", "NFE", "network evals", "RMSE", "contrast gain", "seconds"]
     title = f"{labelled(comparison.model)}, {comparison.plan.n} images a cell"
-    table(title, columns, [[name, *_costs(nfe, cell)] for name, nfe, cell in rows])
-    if any(cell is None for _, _, cell in rows):
-        say("[dim]-: the table has no solver for that number of calls; fit it: fewstep calibrate --nfe ..[/]")
+    table(title, columns, [[solver, *_costs(nfe, cell)] for solver, nfe, cell in rows])
+    for solver in dict.fromkeys(solver for solver, _, cell in rows if cell is None):
+        fit = again(
+            name, table_of(comparison.model, solver), comparison.plan.nfe, "" if solver == CALIBRATED else solver
+        )
+        say(f"[dim]-: the table has no solver for that number of calls; fit it: {escape(fit)}[/]")
     if judge is None or fine is None:
         return
-    measured = [(name, cell) for name, _, cell in rows if cell is not None]
-    quality = [[name, str(cell.nfe), *map(str, cell.quality.values())] for name, cell in measured]
+    measured = [(solver, cell) for solver, _, cell in rows if cell is not None]
+    quality = [[solver, str(cell.nfe), *map(str, cell.quality.values())] for solver, cell in measured]
     table("Quality, with 95 % intervals", ["solver", "NFE", *fine.quality], quality)
     say(f"[dim]fd: {escape(judge.describe(comparison.plan.n))}. This is not FID.[/]")
     say(f"[dim]{escape(floor_note(judge, comparison.plan.n, fine.quality['fd'].value))}[/]")

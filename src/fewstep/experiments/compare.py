@@ -8,6 +8,7 @@ levels; where its table lacks a number of calls, there is no cell.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -29,7 +30,17 @@ from fewstep.experiments.runs import (
     said_of,
     seeds_of,
 )
-from fewstep.experiments.ways import CALIBRATED, Way, is_table, labelled, serves, table_of, tabulated
+from fewstep.experiments.ways import (
+    CALIBRATED,
+    Way,
+    is_table,
+    labelled,
+    own_table,
+    refuse_force,
+    serves,
+    table_of,
+    tabulated,
+)
 from fewstep.metrics import Judge, contrast_gain, load_judge, rmse
 from fewstep.metrics.estimate import Estimate
 from fewstep.metrics.protocol import Making
@@ -38,6 +49,9 @@ from fewstep.noise import Grid
 from fewstep.solvers import SOLVERS, Heun, Solver
 
 __all__ = ["Cell", "Comparison", "Plan", "judge_of", "with_own_table"]
+
+
+_ALIKE = 1e-6  # levels that differ by less, relative, are one
 
 
 @dataclass(frozen=True)
@@ -116,10 +130,30 @@ def judge_of(model: Model) -> Judge | None:
 
 
 def with_own_table(plan: Plan, model: Model) -> Plan:
-    """Add the table that lies beside a model's weights to a plan, if it serves one of its budgets."""
+    """Add the table that lies beside a model's weights to a plan, if it serves it there, or is forced."""
+    with_it = replace(plan, solvers=(*plan.solvers, CALIBRATED))
+    if plan.force:
+        return plan if model.calibration is None else with_it
     if not serves(model, plan.nfe, plan.guidance):
         return plan
-    return replace(plan, solvers=(*plan.solvers, CALIBRATED))
+    ends, entries = _ends(_reference_grid(model, plan)), own_table(model).entries
+    alike = all(_alike((entries[nfe].kappa[0], entries[nfe].kappa[-1]), ends) for nfe in {*plan.nfe} & {*entries})
+    return with_it if alike else plan
+
+
+def _reference_grid(model: Model, plan: Plan) -> Grid:
+    schedule = model.denoiser.schedule
+    return plan.grid.rule(schedule)(schedule, plan.reference_steps)
+
+
+def _ends(grid: Grid) -> tuple[float, float]:
+    """First and last level, noise per unit of data; infinite where there is no data."""
+    kappa = grid.levels.sigma / grid.levels.alpha
+    return float(kappa[0]), float(kappa[-1])
+
+
+def _alike(ends: tuple[float, float], others: tuple[float, float]) -> bool:
+    return all(math.isclose(a, b, rel_tol=_ALIKE) for a, b in zip(ends, others, strict=True))
 
 
 class Comparison:
@@ -143,6 +177,8 @@ class Comparison:
         self.seeds = seeds_of(plan.seed, plan.n)
         self.labels, self.captions = conditions(model, self.seeds), captions_of(model, self.seeds)
         check_guidance(model, plan.guidance)
+        refuse_force(plan.force and not any(map(is_table, plan.solvers)), ", ".join(plan.solvers))
+        self._grid = _reference_grid(model, plan)
         # All grids are made before the first image, so that a budget no solver can meet fails at once.
         self._ways = {(s, nfe): way for s in plan.solvers for nfe, way in self._row(s).items()}
         self.cells: list[Cell] = []
@@ -161,10 +197,8 @@ class Comparison:
 
     def run(self) -> Iterator[Cell]:
         """Measure the reference, then every cell; yields each as soon as it is known."""
-        steps = self.plan.reference_steps
-        grid = self.plan.grid.rule(self.model.denoiser.schedule)(self.model.denoiser.schedule, steps)
-        fine = Way(Heun(), grid, "heun", self.plan.grid.describe(steps), 0)
-        drawn = self._draw(fine.rule, grid)
+        fine = Way(Heun(), self._grid, "heun", self.plan.grid.describe(self.plan.reference_steps), 0)
+        drawn = self._draw(fine.rule, fine.grid)
         self.reference = drawn.images
         self.fine = self._cell("heun", fine, drawn)
         yield self.fine
@@ -195,8 +229,9 @@ class Comparison:
         plan = self.plan
         if not is_table(solver):
             return {nfe: self._ordinary(solver, nfe) for nfe in plan.nfe}
-        known = table_of(self.model, solver).entries
-        served = set(plan.nfe) & set(known) or set(plan.nfe)  # of none, the table itself says what it was fitted for
+        known = set(table_of(self.model, solver).entries)
+        served = {nfe for nfe in plan.nfe if nfe in known or (plan.force and min(known) < nfe)}
+        served = served or set(plan.nfe)  # of none, the table itself says what it was fitted for
         return {nfe: self._tabulated(solver, nfe) if nfe in served else None for nfe in plan.nfe}
 
     def _ordinary(self, solver: str, nfe: int) -> Way:
@@ -208,7 +243,17 @@ class Comparison:
         return Way(rule, grid, solver, self.plan.grid.describe(grid.steps), nfe)
 
     def _tabulated(self, solver: str, nfe: int) -> Way:
-        return tabulated(self.model, solver, nfe, self.plan.guidance, force=self.plan.force)
+        way = tabulated(self.model, solver, nfe, self.plan.guidance, force=self.plan.force)
+        own, ends = _ends(way.grid), _ends(self._grid)
+        if not _alike(own, ends):
+            raise ConfigError(
+                f"{solver} from kappa {own[0]:.9g} to {own[1]:.9g} at {nfe} calls, beside a grid from {ends[0]:.9g} to "
+                f"{ends[1]:.9g}",
+                "All that is compared starts from the same noise and ends at the same level",
+                f"Use --kappa-max {own[0]:.9g} --kappa-min {own[1]:.9g} with --grid karras, or fit a table to "
+                "these levels: fewstep calibrate --kappa-max .. --kappa-min .. --out TABLE",
+            )
+        return way
 
     def _draw(self, solver: Solver, grid: Grid) -> Drawn:
         return draw(

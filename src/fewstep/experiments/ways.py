@@ -34,6 +34,7 @@ __all__ = [
     "labelled",
     "own_table",
     "reads_data",
+    "refuse_force",
     "serves",
     "table_of",
     "tabulated",
@@ -42,7 +43,6 @@ __all__ = [
 
 CALIBRATED = "calibrated"  # a model's own table, where a solver is named
 _LEAKY = "leaky start: reads data"
-_ALIKE = 1e-6  # of guidance scales that are one, written down and read again
 _ANEW = (
     f"Fit it again, fewstep calibrate --model FOLDER; or delete {FILE} from the folder, or name a solver such as "
     f"--solver {DEFAULT_SOLVER}"
@@ -72,6 +72,16 @@ def check_budget(nfe: int | None, steps: int | None) -> None:
     if nfe is not None and steps is not None:
         raise ConfigError(
             f"nfe={nfe} and steps={steps}", "One of them: calls that may be made, or steps of the grid", "Leave one out"
+        )
+
+
+def refuse_force(force: bool, taken: str) -> None:
+    """Refuse to force what is no table, since it would change nothing."""
+    if force:
+        raise ConfigError(
+            f"--force with {taken}",
+            "It takes a calibrated table for what the table was not fitted to; no table is taken here",
+            "Leave --force out, or name a table: --solver TABLE.json",
         )
 
 
@@ -105,7 +115,8 @@ def way_of(
         steps: steps of the grid; of a chain, one of the trained numbers. None for the chain's largest.
         grid: levels; None for those of the chain or the table, or those of GridChoice().
         guidance: scale; 1 is none, and all that a chain was trained with.
-        force: take a table for another model, schedule or guidance, and at the next smaller number of calls.
+        force: take a table for another model, schedule or guidance, and at the next smaller number of calls; the
+            model's own if none is named.
 
     Returns:
         Solver, grid, and what is said of them.
@@ -115,20 +126,23 @@ def way_of(
         GridError: if the solver cannot run on the grid, or there are no steps.
         BudgetError: if the solver needs more calls.
         ConfigError: if both budgets are given, the chain was not trained for these steps, or it would be guided; if a
-            table does not fit, or is given levels.
+            table does not fit, or is given levels; if no table is taken that could be forced.
         CheckpointError: if a table cannot be read.
     """
     check_budget(nfe, steps)
     if model.config.chain is not None and (solver, nfe, grid) == (None, None, None):
+        refuse_force(force, f"the chain of {model.config.name!r}")
         _refuse_guided(model, guidance)
         return _chained(model, model.config.chain, steps)
     calls = DEFAULT_NFE if nfe is None else nfe
     if solver is not None and is_table(solver):
         _refuse_levels(solver, steps, grid)
         return tabulated(model, solver, calls, guidance, force=force)
-    if (solver, steps, grid) == (None, None, None) and serves(model, (calls,), guidance):
+    forced = force and model.calibration is not None
+    if (solver, steps, grid) == (None, None, None) and (forced or serves(model, (calls,), guidance)):
         return tabulated(model, CALIBRATED, calls, guidance, force=force)
     name, choice = solver or DEFAULT_SOLVER, grid or GridChoice()
+    refuse_force(force, name)
     rule = Part.spelled(name).build(SOLVERS, "solver")
     if steps is None:
         levels = make_grid(model, rule, choice, calls)
@@ -139,9 +153,15 @@ def way_of(
 
 
 def is_table(solver: str) -> bool:
-    """Whether a solver is spelled as a table: "calibrated", or a file."""
+    """Whether a solver is spelled as a table: "calibrated", a file, or a folder that has one."""
     named = solver.partition(":")[0].strip() in SOLVERS  # also where a file of that name happens to lie about
-    return solver == CALIBRATED or (not named and (solver.endswith(".json") or os.path.isfile(solver)))
+    if named or not solver:
+        return False
+    return solver == CALIBRATED or solver.endswith(".json") or any(map(os.path.isfile, (solver, _inside(solver))))
+
+
+def _inside(folder: str) -> str:
+    return os.path.join(folder, FILE)
 
 
 def own_table(model: Model) -> Table:
@@ -174,7 +194,9 @@ def own_table(model: Model) -> Table:
 
 def table_of(model: Model, solver: str) -> Table:
     """Read the table that a solver is spelled as; see :func:`is_table`."""
-    return own_table(model) if solver == CALIBRATED else load_table(solver)
+    if solver == CALIBRATED:
+        return own_table(model)
+    return load_table(_inside(solver) if os.path.isdir(solver) else solver)
 
 
 def serves(model: Model, budgets: Sequence[int], guidance: float) -> bool:
@@ -182,8 +204,7 @@ def serves(model: Model, budgets: Sequence[int], guidance: float) -> bool:
     if model.calibration is None:
         return False
     table = own_table(model)
-    low, high = table.origin.guidance
-    return low - _ALIKE <= guidance <= high + _ALIKE and any(nfe in table.entries for nfe in budgets)
+    return table.covers(guidance) and any(nfe in table.entries for nfe in budgets)
 
 
 def tabulated(model: Model, solver: str, nfe: int, guidance: float = 1.0, *, force: bool = False) -> Way:
@@ -215,6 +236,8 @@ def tabulated(model: Model, solver: str, nfe: int, guidance: float = 1.0, *, for
         notes.append("forced")
     rule, grid = table.way(schedule, nfe, force=force)
     entry = table.entries[rule.nfe(grid)]
+    if nfe not in table.entries and "forced" not in notes:
+        notes.append("forced")
     notes += [_LEAKY] if reads_data(model) else []
     span = f"kappa {entry.kappa[0]:g} to {entry.kappa[-1]:g}"
     said = f"{entry.grid}, {span}, {grid.steps} steps ({'; '.join(notes)})"

@@ -19,7 +19,7 @@ from fewstep.experiments.evaluation.places import SPLIT, THERE, load_images, wit
 from fewstep.experiments.evaluation.request import MODEL_IMAGES, SEED_STRIDE, Request
 from fewstep.experiments.evaluation.subjects import ArraySubject, FolderSubject, Subject
 from fewstep.experiments.runs import captions_of, conditions, said_of, seeds_of
-from fewstep.experiments.ways import check_budget
+from fewstep.experiments.ways import check_budget, refuse_force
 from fewstep.metrics.grouping import random_rank
 from fewstep.models import Model, load_model
 from fewstep.solvers import DEFAULT_NFE
@@ -60,6 +60,8 @@ def open_subjects(request: Request, generator: Generator | None = None) -> Opene
     prompts = None if request.prompts is None else load_prompts(request.prompts)
     source = with_kind(request.what, models=True)
     kind, _, place = source.partition(":")
+    if generator is not None or kind == "pipeline" or kind in THERE:
+        refuse_force(request.force, request.what)
     if generator is None and kind in THERE:
         return _there(request, source, prompts)
     if generator is None and kind == "pipeline":
