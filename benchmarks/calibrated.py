@@ -120,7 +120,6 @@ def fill(subject: Subject, distance: Distance, mean: Tensor | None, options: arg
         "budgets": list(BUDGETS),
         "n": subject.n,
         "seeds": subject.seeds,
-        "trajectories": options.trajectories,
         "measure": distance.measure,
         "what": distance.what,
         "reference_steps": options.steps,
@@ -141,7 +140,7 @@ def fill(subject: Subject, distance: Distance, mean: Tensor | None, options: arg
         try:
             if rule in KINDS:
                 runs, more = fitted_runs(subject, rule, options)
-                said |= more
+                said |= {"trajectories": options.trajectories, **more}
             else:
                 runs = fixed_runs(subject, rule, grid)
             sets = [subject.set_of(k) for k in range(subject.seeds)]

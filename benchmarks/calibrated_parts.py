@@ -94,7 +94,7 @@ def table_of(
     work: Path,
     *,
     nfe: Sequence[int] = BUDGETS,
-    trajectories: int = 128,
+    trajectories: int = 160,
     guidances: Sequence[float] = (1.0,),
 ) -> Table:
     """The table of one seed set; fitted if there is none from the code of now, and kept."""
