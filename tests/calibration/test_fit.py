@@ -106,6 +106,13 @@ def test_what_the_table_says_is_what_it_does() -> None:
                 assert abs(said - rms(part)) <= 1e-6 * rms(part), f"{nfe} calls: {said} instead of {rms(part)}"
 
 
+def held_error(own: Problem, table: Table, nfe: int) -> float:
+    """RMSE over the last quarter of the trajectories."""
+    way = table.way(EDM(), nfe)
+    error = sample(WIDE, way.solver, way.grid, own.noise).x - record(own, QUICK.teacher_steps).end
+    return rms(error[-(len(own) // 4) :])
+
+
 def test_refinement_is_never_worse_on_held_out_trajectories() -> None:
     """Neither where it helps, nor where rates are so large that it harms: then the closed form stays as it is."""
     easy = made_for(MIXTURE, 3, 48)
@@ -120,11 +127,10 @@ def test_refinement_is_never_worse_on_held_out_trajectories() -> None:
     wild = Refinement(iterations=6, batch=12, rate_grid=1.0, rate_weights=30.0)
     own = made_for(WIDE, 16, 48)
     for seed in range(2):
-        got = fit(own, replace(QUICK, refinement=replace(wild, seed=seed))).entries[5]
-        want = fit(own, QUICK).entries[5]
-        assert got.held <= want.held, f"seed {seed}: {got.held} after {want.held}"
-        if got.held == want.held:
-            assert (got.kappa, got.weights) == (want.kappa, want.weights)
+        after, before = (fit(own, replace(QUICK, refinement=how)) for how in (replace(wild, seed=seed), Refinement(0)))
+        worse, want = held_error(own, after, 5), held_error(own, before, 5)  # of the rules as written, run anew
+        assert worse <= want * (1 + 1e-6), f"seed {seed}: {worse} after {want}"
+        assert after.entries[5].held == pytest.approx(worse, rel=1e-6)
 
 
 def test_the_same_again() -> None:
@@ -279,9 +285,10 @@ def test_data_far_from_the_origin() -> None:
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_with_the_variance_matched_and_the_distribution_scored(checkpointed: bool) -> None:
     how = Refinement(iterations=6, batch=32, distribution=0.1, checkpointed=checkpointed)
-    table = fit(made_for(WIDE, 16, 24), replace(QUICK, match_variance=True, refinement=how))
+    own = made_for(WIDE, 16, 24)
+    table = fit(own, replace(QUICK, match_variance=True, refinement=how))
     assert table.facts["match_variance"] is True
-    assert table.entries[5].held <= table.entries[5].closed_form
+    assert table.entries[5].held == pytest.approx(held_error(own, table, 5), rel=1e-6)
 
 
 def test_seeds_make_a_problem_to_fit(tmp_path: Path) -> None:
