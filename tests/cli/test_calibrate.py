@@ -165,7 +165,7 @@ REFUSED = {
     "captions": (["--captions", "a three"], "ConfigError", "Captions", "Leave the captions out"),
     "base": (["--base", "ipndn"], "UnknownName", "No base rule 'ipndn'", "'ipndm'"),
     "base of two calls": (["--base", "ddim,heun"], "ConfigError", "Heun", "Take ddim"),
-    "grid": (["--grids", "karas"], "UnknownName", "No grid 'karas'", "'karras'"),
+    "grid": (["--grids", "gist"], "UnknownName", "No grid 'gist'", "'gits'"),
     "grid with its own end": (["--grids", "gits,trailing"], "ConfigError", "The grid trailing", "--kappa-max"),
     "first": (["--first", "mean"], "ConfigError", "first='mean'", "network, analytic, auto"),
     "iterations": (["--iterations", "-1"], "ConfigError", "iterations=-1", "not negative"),

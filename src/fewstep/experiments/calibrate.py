@@ -15,6 +15,7 @@ from torch import Tensor
 
 import fewstep
 from fewstep._files import output_dir
+from fewstep._part import Part
 from fewstep.calibration import (
     FILE,
     Origin,
@@ -26,9 +27,11 @@ from fewstep.calibration import (
     problem_of,
     said_schedule,
 )
-from fewstep.errors import CheckpointError, ConfigError
+from fewstep.calibration.grids import GITS
+from fewstep.errors import CheckpointError, ConfigError, choose
 from fewstep.experiments.runs import captions_of, check_batch, check_guidance, conditions, said_of
 from fewstep.models import Model, bundled
+from fewstep.noise import SPACINGS
 
 __all__ = ["FIRST_SEED", "CalibratePlan", "Prepared", "again", "described", "place_of", "prepared", "settings_of"]
 
@@ -107,6 +110,8 @@ def settings_of(
         UnknownName: if a base or a grid does not exist.
         ConfigError: if a value cannot be.
     """
+    for grid in grids:
+        choose(Part.spelled(grid).name, {**SPACINGS, GITS: None}, "grid")
     return Settings(
         tuple(dict.fromkeys(nfe)),
         teacher_steps,

@@ -135,9 +135,9 @@ PRESETS: dict[str, RunConfig] = {
     "mnist": _MNIST,
     "cifar10": _CIFAR10,  # not measured
     # After 2,400 of its steps (42 minutes of one thread), Fréchet distance of 5,000 images in a CIFAR-10 ResNet-44 that
-    # training never saw, at 10 / 20 calls: DDIM 13.1 / 10.4, EVODiff 9.7 / 9.2. One seed, 2026-11-21. With train.steps=7303
-    # train.batch=512 train.ema=0.9995 train.warmup=300 (258 s of one H100, `cifar10-small` that ships), 2,000 images at 20
-    # calls: EVODiff 4.0 [3.8, 4.3]. One seed, 2026-11-27.
+    # training never saw, at 10 / 20 calls: DDIM 13.1 / 10.4, EVODiff 9.7 / 9.2. One seed, 2026-11-21. What ships had
+    # train.steps=7303 train.batch=512 train.ema=0.9995 train.warmup=300, 258 s of one H100: EVODiff 4.0 [3.8, 4.3] over
+    # 2,000 images at 20 calls. One seed, 2026-11-27.
     "cifar10-small": _CIFAR10_SMALL,
     # With train.steps=4500 (25 minutes of one thread), 20 calls of EVODiff: 0.52 of the images show everything that
     # their captions say; places 0.95, colours 0.68, shapes 0.60. One seed, 2026-11-22.
