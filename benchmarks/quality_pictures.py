@@ -31,11 +31,7 @@ def draw(content: Mapping[str, Any], panels: Mapping[tuple[str, str], str], path
         panels: (target, "rmse" or "distance") -> title.
         path: of the PNG.
     """
-    require("matplotlib", "cli").use("Agg")
-    plt, ticker = require("matplotlib.pyplot", "cli"), require("matplotlib.ticker", "cli")
-    columns = min(3, len(panels) + 1)
-    rows = -(-(len(panels) + 1) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.7 * columns, 3.3 * rows), squeeze=False, layout="constrained")
+    figure, axes = panels_of(len(panels), 3)
     for axis, ((target, number), title) in zip(axes.flat, panels.items(), strict=False):
         best = better(content["targets"][target]["rules"])
         for rule, (colour, marker) in LINES.items():
@@ -47,21 +43,44 @@ def draw(content: Mapping[str, Any], panels: Mapping[tuple[str, str], str], path
         words = {"rmse": "RMSE to the solution", "distance": content["measure"]}[number]
         axis.set(title=title, xscale="log", yscale="log", xticks=BUDGETS)
         axis.set_ylabel(words if axis is axes.flat[0] or number == "distance" else "", fontsize=9)
-        axis.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
-        axis.xaxis.set_minor_locator(ticker.NullLocator())
-        low, high = axis.get_ylim()
-        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1,) if high > 300 * low else (1, 2, 5)))
-        axis.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
-        axis.yaxis.set_minor_formatter(ticker.NullFormatter())
-        axis.grid(True, alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    for axis in axes.flat[len(panels) :]:
+        plain(axis)
+    finish(figure, axes, len(panels), path)
+
+
+def panels_of(n: int, most: int) -> tuple[Any, Any]:
+    """A figure with room for n panels and the legend, at most so many in a row."""
+    require("matplotlib", "cli").use("Agg")
+    columns = min(most, n + 1)
+    rows = -(-(n + 1) // columns)
+    size = (3.7 * columns, 3.3 * rows)
+    made: tuple[Any, Any] = require("matplotlib.pyplot", "cli").subplots(
+        rows, columns, figsize=size, squeeze=False, layout="constrained"
+    )
+    return made
+
+
+def plain(axis: Any) -> None:
+    """Numbers as they are on logarithmic axes, once all lines are drawn."""
+    ticker = require("matplotlib.ticker", "cli")
+    axis.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_locator(ticker.NullLocator())
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1,) if high > 300 * low else (1, 2, 5)))
+    axis.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_minor_formatter(ticker.NullFormatter())
+    axis.grid(True, alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def finish(figure: Any, axes: Any, n: int, path: Path) -> None:
+    """Put the legend beside n panels and write a small PNG."""
+    for axis in axes.flat[n:]:
         axis.set_axis_off()
     lines, names = axes.flat[0].get_legend_handles_labels()
-    axes.flat[len(panels)].legend(lines[::-1], names[::-1], loc="center", frameon=False, fontsize=11, title="solver")
+    axes.flat[n].legend(lines[::-1], names[::-1], loc="center", frameon=False, fontsize=11, title="solver")
     figure.supxlabel("calls of the denoiser (NFE)", fontsize=10)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=85)
-    plt.close(figure)
+    require("matplotlib.pyplot", "cli").close(figure)
     picture = require("PIL.Image", "cli").open(buffer).convert("RGB").quantize(128)
     picture.save(path, format="PNG", optimize=True)
