@@ -16,6 +16,7 @@ SMALL: dict[str, dict[str, object]] = {
     "unet": {"width": 8, "multipliers": [1, 2, 2], "blocks": 1, "heads": 2, "embedding": 16, "attention_levels": 1},
     "space_to_depth": {"patch": 4, "width": 16, "blocks": 2, "heads": 2, "detail": 4, "embedding": 16},
     "dit": {"patch": 4, "width": 16, "blocks": 2, "heads": 2, "mlp_ratio": 2, "embedding": 16},
+    "edm_unet": {"resolution": 8, "width": 8, "multipliers": [1, 2, 2], "blocks": 1, "attention": [4]},
 }
 
 

@@ -13,6 +13,7 @@ from fewstep.networks.caption import CaptionEncoder, Vocabulary
 from fewstep.networks.classifier import SmallClassifier
 from fewstep.networks.critic import PixelCritic, ProjectedCritic, VectorCritic
 from fewstep.networks.dit import DiT
+from fewstep.networks.edm import EDMUNet
 from fewstep.networks.space_to_depth import SpaceToDepthNet
 from fewstep.networks.unet import UNet
 
@@ -20,6 +21,7 @@ __all__ = [
     "NETWORKS",
     "CaptionEncoder",
     "DiT",
+    "EDMUNet",
     "Network",
     "PixelCritic",
     "ProjectedCritic",
@@ -30,4 +32,9 @@ __all__ = [
     "Vocabulary",
 ]
 
-NETWORKS: dict[str, type[nn.Module]] = {"dit": DiT, "space_to_depth": SpaceToDepthNet, "unet": UNet}
+NETWORKS: dict[str, type[nn.Module]] = {
+    "dit": DiT,
+    "edm_unet": EDMUNet,
+    "space_to_depth": SpaceToDepthNet,
+    "unet": UNet,
+}

@@ -17,9 +17,88 @@ from fewstep.errors import ConfigError, DtypeError, ShapeError
 from fewstep.networks.caption import CaptionEncoder
 from fewstep.networks.layers import check_counts
 
-__all__ = ["ClassEmbedding", "Conditioning", "NoiseEmbedding"]
+__all__ = [
+    "ClassEmbedding",
+    "Conditioning",
+    "NoiseEmbedding",
+    "check_conditions",
+    "check_labels",
+    "check_noise_label",
+]
 
 _FASTEST = 100.0  # radians per unit of the noise label
+
+
+def check_noise_label(noise_label: Tensor, batch: int) -> None:
+    """Refuse noise labels that are not one per sample; raises ShapeError."""
+    if noise_label.shape != (batch,):
+        raise ShapeError(
+            f"Noise labels of shape {tuple(noise_label.shape)} for {batch} samples",
+            "A network takes one noise label per sample, shape (b,)",
+            "Repeat the label for every sample of the batch",
+        )
+
+
+def check_conditions(cond: Mapping[str, Tensor] | None, known: Mapping[str, str]) -> Mapping[str, Tensor]:
+    """Refuse conditions that a network was not built for.
+
+    Args:
+        cond: what it is given.
+        known: name of each condition that it takes -> what it is, in words.
+
+    Returns:
+        What it is given; nothing for None.
+
+    Raises:
+        ConfigError: if there is another one.
+    """
+    unknown = sorted(set(cond or {}) - set(known))
+    if unknown:
+        raise ConfigError(
+            f"A condition {unknown[0]!r} for a network that does not know it",
+            f"This network takes {' and '.join(known.values()) or 'no condition'}",
+            "Leave the condition out, or load a model that was trained with it",
+        )
+    return cond or {}
+
+
+def check_labels(label: Tensor | None, batch: int, n_classes: int, device: torch.device) -> Tensor:
+    """Refuse class labels that cannot be; no labels at all mean the null class for every sample.
+
+    Args:
+        label: int64 class indices of shape (b,) in 0..n_classes, or None.
+        batch: b.
+        n_classes: number of classes, and index of the null class.
+        device: of the labels that are made.
+
+    Returns:
+        Labels of shape (b,).
+
+    Raises:
+        ShapeError: if there is not one label per sample.
+        DtypeError: if the labels are no int64 integers.
+        ConfigError: if a label (on the CPU) is outside 0..n_classes.
+    """
+    if label is None:
+        return torch.full((batch,), n_classes, device=device)
+    if label.shape != (batch,):
+        raise ShapeError(
+            f"Class labels of shape {tuple(label.shape)} for {batch} samples",
+            "There is one label per sample, shape (b,)",
+            "Repeat the label for every sample of the batch",
+        )
+    if label.dtype != torch.int64:
+        raise DtypeError(
+            f"Class labels of dtype {label.dtype}", "Labels are int64 class indices", "Convert them with .long()"
+        )
+    # Reading values from a GPU would stall it, and there torch's own assertion catches a wrong index.
+    if label.device.type == "cpu" and batch and not 0 <= int(label.min()) <= int(label.max()) <= n_classes:
+        raise ConfigError(
+            f"Class labels from {int(label.min())} to {int(label.max())}",
+            f"Classes are 0..{n_classes - 1}; {n_classes} is the null class",
+            "Pass labels of this model's own classes",
+        )
+    return label
 
 
 class NoiseEmbedding(nn.Module):
@@ -80,30 +159,8 @@ class ClassEmbedding(nn.Module):
             DtypeError: if the labels are no int64 integers.
             ConfigError: if a label (on the CPU) is outside 0..n_classes.
         """
-        if label is None:
-            label = torch.full((batch,), self.n_classes, device=self.table.weight.device)
-        self._check(label, batch)
-        out: Tensor = self.table(label)
+        out: Tensor = self.table(check_labels(label, batch, self.n_classes, self.table.weight.device))
         return out
-
-    def _check(self, label: Tensor, batch: int) -> None:
-        if label.shape != (batch,):
-            raise ShapeError(
-                f"Class labels of shape {tuple(label.shape)} for {batch} samples",
-                "There is one label per sample, shape (b,)",
-                "Repeat the label for every sample of the batch",
-            )
-        if label.dtype != torch.int64:
-            raise DtypeError(
-                f"Class labels of dtype {label.dtype}", "Labels are int64 class indices", "Convert them with .long()"
-            )
-        # Reading values from a GPU would stall it, and there torch's own assertion catches a wrong index.
-        if label.device.type == "cpu" and batch and not 0 <= int(label.min()) <= int(label.max()) <= self.n_classes:
-            raise ConfigError(
-                f"Class labels from {int(label.min())} to {int(label.max())}",
-                f"Classes are 0..{self.n_classes - 1}; {self.n_classes} is the null class",
-                "Pass labels of this model's own classes",
-            )
 
 
 class Conditioning(nn.Module):
@@ -147,20 +204,8 @@ class Conditioning(nn.Module):
             ShapeError: if there is not one noise label, or not one class label or caption, per sample.
             ConfigError: if `cond` has anything that this network was not built for.
         """
-        if noise_label.shape != (batch,):
-            raise ShapeError(
-                f"Noise labels of shape {tuple(noise_label.shape)} for {batch} samples",
-                "A network takes one noise label per sample, shape (b,)",
-                "Repeat the label for every sample of the batch",
-            )
-        given, known = cond or {}, self._known()
-        unknown = sorted(set(given) - set(known))
-        if unknown:
-            raise ConfigError(
-                f"A condition {unknown[0]!r} for a network that does not know it",
-                f"This network takes {' and '.join(known.values()) or 'no condition'}",
-                "Leave the condition out, or load a model that was trained with it",
-            )
+        check_noise_label(noise_label, batch)
+        given = check_conditions(cond, self._known())
         vector: Tensor = self.noise(noise_label)
         if self.classes is not None:
             vector = vector + self.classes(given.get("label"), batch)
