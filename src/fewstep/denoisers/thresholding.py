@@ -12,7 +12,7 @@ from fewstep.denoisers.base import Cond, Denoiser, evaluate
 from fewstep.errors import ConfigError
 from fewstep.noise import NoiseLevel
 
-__all__ = ["DynamicThresholding"]
+__all__ = ["DynamicThresholding", "thresholded"]
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,23 @@ class DynamicThresholding:
     def __call__(self, x: Tensor, level: NoiseLevel, cond: Cond = None) -> Tensor:
         """Thresholded estimate in [-1, 1], shape and dtype of x (b, *d), at a level () or (b,)."""
         denoised = evaluate(self.denoiser, x, level, cond)
-        flat = denoised.reshape(denoised.shape[0], -1)
-        s = _quantile(flat.abs(), self.percentile).clamp(min=1)
-        return (flat.clamp(-s, s) / s).reshape(denoised.shape)
+        return thresholded(denoised, self.percentile)
+
+
+def thresholded(denoised: Tensor, percentile: float, largest: float = math.inf) -> Tensor:
+    """Cut off the largest numbers of estimates and divide by where the cut was.
+
+    Args:
+        denoised: estimates, shape (b, *d).
+        percentile: p, from 0 to 1.
+        largest: s is at most this, whatever the quantile; 1 cuts at [-1, 1] and divides by nothing.
+
+    Returns:
+        Estimates in [-1, 1], same shape and dtype.
+    """
+    flat = denoised.reshape(denoised.shape[0], -1)
+    s = _quantile(flat.abs(), percentile).clamp(min=1).clamp(max=largest)
+    return (flat.clamp(-s, s) / s).reshape(denoised.shape)
 
 
 def _quantile(rows: Tensor, p: float) -> Tensor:

@@ -1,0 +1,97 @@
+"""Schedulers for diffusers: ``pipe.scheduler = EVODiffScheduler.from_config(pipe.scheduler.config)``.
+
+This path is frozen: ``model_index.json`` of a saved pipeline names it. It needs the extra ``diffusers``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fewstep.adapters.diffusers_levels import Asked, Visited, seen, visited
+from fewstep.adapters.scheduler_shell import SchedulerMixin, SchedulerShell
+from fewstep.calibration import Table, load_table, said_schedule
+from fewstep.errors import ConfigError
+from fewstep.solvers import EVODiff, Solver, TabulatedSolver
+
+# A pipeline finds how to load a component by the base classes that stand beside it in its module.
+__all__ = ["CalibratedScheduler", "EVODiffScheduler", "SchedulerMixin"]
+
+
+class EVODiffScheduler(SchedulerShell):
+    """EVODiff in a pipeline of diffusers: pictures in 5 to 15 calls from any model, one call a step.
+
+    Takes the configuration of any scheduler of Stable Diffusion 1, 2 and XL, SD3, Flux, PixArt, Sana and of
+    unconditional pipelines: predictions of noise, data, velocity and flow. A configuration that it makes of a
+    flow-matching scheduler says ``prediction_type="flow_prediction"``, so that its siblings understand it too.
+
+    It has the arguments of DPMSolverMultistepScheduler and FlowMatchEulerDiscreteScheduler, with their meaning and, but
+    for ``timestep_spacing="trailing"``, their defaults. What differs, each with the reason in docs/diffusers.md:
+    ``solver_order``, ``algorithm_type``, ``solver_type``, ``lower_order_final`` and ``euler_at_final`` change nothing;
+    "leading" is taken for "trailing"; a flow is shifted once; ramps of sigmas (Karras...) end where the run ends.
+
+    Source:
+        Li, Chen, Zeng 2025, arXiv:2509.26096; see :class:`fewstep.solvers.EVODiff`.
+    """
+
+    def _check(self) -> None:
+        """Nothing: the rule has no options."""
+
+    def _levels(self, asked: Asked) -> Visited:
+        return visited(self._said, self._known, asked)
+
+    def _solver(self, first: int) -> Solver:
+        return EVODiff()
+
+
+class CalibratedScheduler(SchedulerShell):
+    """A calibrated solver in a pipeline: levels and weights that were fitted to the model, for a few numbers of calls.
+
+    ``CalibratedScheduler.from_config(pipe.scheduler.config, calibration="calibration.json")``; the table then travels
+    in the configuration. It has its own levels for every number of calls, whatever the configuration says of spacings
+    and shifts. Begun at a later level, as image-to-image pipelines do, it uses what is left of its weights.
+
+    `calibration` is a table as `fewstep calibrate` writes it, or :func:`fewstep.calibration.fit` of ``wrap(pipe)``
+    makes it: its JSON, or the path of it. Its first estimate has to be a call, ``Settings(first="network")``: pipelines
+    call at every timestep. All other arguments are those of :class:`EVODiffScheduler`.
+    """
+
+    def _check(self) -> None:
+        given = self._said.calibration
+        if given is None:
+            raise ConfigError(
+                "A CalibratedScheduler without a table",
+                "It samples with levels and weights that were fitted to one model",
+                "Pass calibration='calibration.json' to from_config; docs/calibration.md has how to fit one",
+            )
+        self._table = Table.from_json(given) if isinstance(given, Mapping) else load_table(given)
+        self._register(calibration=self._table.to_json())
+        own, here = self._table.origin.schedule, said_schedule(self._known.schedule)
+        if own not in ("", here):
+            raise ConfigError(
+                f"A table fitted on {own}, for a model on {here}",
+                "A table serves the model that it was fitted to",
+                "Fit one to fewstep.wrap(pipe)",
+            )
+
+    def _levels(self, asked: Asked) -> Visited:
+        steps, timesteps, sigmas, _ = asked
+        if steps is None or timesteps is not None or sigmas is not None:
+            raise ConfigError(
+                "timesteps or sigmas for a calibrated solver",
+                f"It has its own levels for {', '.join(map(str, sorted(self._table.entries)))} calls",
+                "Pass num_inference_steps alone, or use EVODiffScheduler",
+            )
+        grid = self._table.way(self._known.schedule, steps).grid
+        self._entry = self._table.entries[steps]
+        if self._entry.first:
+            raise ConfigError(
+                f"A table that makes no call for its first estimate, for {steps} calls",
+                "A pipeline calls its network at every timestep",
+                'Fit it with Settings(first="network"), or --first network',
+            )
+        return seen(self._said, self._known, grid)
+
+    def _solver(self, first: int) -> Solver:
+        # A later start has no earlier estimates: their shares go to the newest, which keeps constants exact.
+        weights = tuple(row[first:] for row in self._entry.weights[first:])
+        return TabulatedSolver(weights, self._entry.kappa[first:])
