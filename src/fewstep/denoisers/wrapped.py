@@ -23,19 +23,19 @@ from torch import Tensor, nn
 from fewstep._tensor import expand
 from fewstep.denoisers.base import Cond, record_evaluation
 from fewstep.denoisers.predictions import Prediction
-from fewstep.errors import DtypeError, LevelError, choose
+from fewstep.errors import ConfigError, DtypeError, LevelError, choose
 from fewstep.networks import Network
-from fewstep.noise import NoiseLevel, Schedule
+from fewstep.noise import LinearFlow, NoiseLevel, Schedule, ShiftedFlow, Tabulated
 
 __all__ = ["LABELS", "Network", "NetworkDenoiser"]
 
 
-def _angle(level: NoiseLevel) -> Tensor:
+def _angle(level: NoiseLevel, schedule: Schedule) -> Tensor:
     """Angle of (alpha, sigma) in units of a right angle: 0 clean, 1 pure noise; finite at both ends."""
     return torch.atan2(level.sigma, level.alpha) * (2 / torch.pi)
 
 
-def _quarter_log_kappa(level: NoiseLevel) -> Tensor:
+def _quarter_log_kappa(level: NoiseLevel, schedule: Schedule) -> Tensor:
     """EDM's c_noise, ``log(kappa) / 4``; infinite at both ends, so LevelError there."""
     if level.sigma.device.type == "cpu" and not bool(((level.alpha > 0) & (level.sigma > 0)).all()):
         raise LevelError(
@@ -46,7 +46,27 @@ def _quarter_log_kappa(level: NoiseLevel) -> Tensor:
     return -level.lam / 4
 
 
-LABELS: dict[str, Callable[[NoiseLevel], Tensor]] = {"angle": _angle, "edm": _quarter_log_kappa}
+def _timestep(level: NoiseLevel, schedule: Schedule) -> Tensor:
+    """What networks of diffusers read: timestep k of a table, 0 to T - 1, or 1000 * sigma of a flow; float32."""
+    if isinstance(schedule, Tabulated):
+        # float32 before the subtraction: it rounds the clock to whole timesteps, down to timestep 0, which is then 0.0.
+        # Between clean data and timestep 0 a network knows no better.
+        return (schedule.t_of_lam(level.lam).float() - 1).clamp(min=0)
+    if isinstance(schedule, LinearFlow | ShiftedFlow):
+        return (1000 * level.sigma / (level.alpha + level.sigma)).float()
+    raise ConfigError(
+        f"label='timestep' for a network of {schedule}",
+        "Timesteps belong to a table (Tabulated) or a flow (LinearFlow, ShiftedFlow)",
+        "Use label='angle', or one of those schedules",
+    )
+
+
+# From a level of a schedule to what a network of that schedule reads.
+LABELS: dict[str, Callable[[NoiseLevel, Schedule], Tensor]] = {
+    "angle": _angle,
+    "edm": _quarter_log_kappa,
+    "timestep": _timestep,
+}
 
 
 @dataclass(frozen=True)
@@ -82,11 +102,12 @@ class NetworkDenoiser:
         Raises:
             ShapeError: if the level is neither a scalar nor one value per sample.
             LevelError: if the label is infinite at the level.
+            ConfigError: if the label is none of the network's schedule.
             DtypeError: if the network returns no tensor.
         """
         expand(level.sigma, x)  # refuses a level (1,), which .expand below would take for a scalar
         record_evaluation(x)
-        label = LABELS[self.label](level).to(device=x.device, non_blocking=True).expand(x.shape[0])
+        label = LABELS[self.label](level, self.schedule).to(device=x.device, non_blocking=True).expand(x.shape[0])
         dtype = _parameter_dtype(self.network, x.dtype)
         inputs = self.prediction.to_input(x, level).to(dtype)
         # The label stays in float32 or better: half precision would merge neighbouring noise levels.
