@@ -152,7 +152,7 @@ class SchedulerShell(SchedulerMixin, ConfigMixin, ABC):  # type: ignore[misc]  #
         Args:
             config: ``pipe.scheduler.config``.
             return_unused_kwargs: also return what was not understood.
-            kwargs: values to use instead of the configuration's.
+            **kwargs: values to use instead of the configuration's.
 
         Returns:
             The scheduler.

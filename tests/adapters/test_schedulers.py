@@ -1,0 +1,451 @@
+"""Schedulers of diffusers around our core: the same numbers, the same noise, the same gradients; and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+
+import pytest
+import torch
+from diffusers import (
+    DDPMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
+from diffusers.utils import logging
+from torch.utils.checkpoint import checkpoint
+
+import fewstep
+from fewstep.calibration import Entry, Origin, Table, said_schedule
+from fewstep.denoisers import NetworkDenoiser
+from fewstep.errors import CheckpointError, ConfigError, FewstepError, LevelError
+from fewstep.noise import LinearFlow, Tabulated
+from fewstep.schedulers import CalibratedScheduler, EVODiffScheduler
+from fewstep.solvers import DDIM, EVODiff, TabulatedSolver
+
+# Of diffusers, under numpy 2: "__array__ implementation doesn't accept a copy keyword".
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+KINDS = {
+    "eps": SD,
+    "v": {**SD, "prediction_type": "v_prediction"},
+    "v zero snr": {**SD, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
+    "sample": {**SD, "prediction_type": "sample"},
+    "flow": FLOW,
+    "karras": {**SD, "use_karras_sigmas": True},
+    "sigma_min": {**SD, "final_sigmas_type": "sigma_min"},
+}
+
+
+class Net(torch.nn.Module):
+    """A network of the timestep, unlike any denoiser, so that every step and level leaves its trace."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([0.3, 0.7, -0.2]))
+
+    def forward(self, x, t):
+        t = torch.as_tensor(t, dtype=torch.float32) / 1000
+        a, b, c = self.weight.to(x)
+        return a * x + b * torch.tanh(3 * x.roll(1, -1) - t.to(x)) + c * t.to(x)
+
+
+def noise(shape=(2, 4, 8, 8), seed=0, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def run(scheduler, net, x, start=0):
+    for t in scheduler.timesteps[start:]:
+        x = scheduler.step(net(scheduler.scale_model_input(x, t), t), t, x, return_dict=False)[0]
+    return x
+
+
+def core_of(scheduler, net):
+    """The same network as a denoiser of the core, told the scheduler's own timesteps."""
+    told = {level.item(): t for level, t in zip(scheduler.grid.levels.sigma, scheduler.timesteps, strict=False)}
+    known = scheduler._known
+
+    def denoise(x, level, cond=None):
+        out = net(x, told[level.sigma.item()])
+        return known.prediction.to_denoised(out, x, level)
+
+    return denoise
+
+
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("steps", [1, 2, 5, 12])
+def test_a_run_is_that_of_the_core_bit_for_bit(config, steps):
+    scheduler, net = EVODiffScheduler(**config), Net()
+    scheduler.set_timesteps(steps)
+    with torch.no_grad():
+        through = run(scheduler, net, noise())
+        core = fewstep.sample(core_of(scheduler, net), EVODiff(), scheduler.grid, noise())
+    assert core.nfe == steps
+    assert torch.equal(through, core.x)
+
+
+@pytest.mark.parametrize(("config", "label"), [(SD, "eps"), (KINDS["v"], "v"), (FLOW, "flow")])
+def test_a_network_denoiser_on_the_same_grid_gives_the_same(config, label):
+    """Through the core's own way from network to denoised: another route to the same levels."""
+    scheduler, net = EVODiffScheduler(**config), Net()
+    scheduler.set_timesteps(6)
+    known = scheduler._known
+    assert said_schedule(known.schedule) == (said_schedule(LinearFlow()) if label == "flow" else repr(known.schedule))
+
+    def body(x, angle, cond=None):
+        near = (torch.atan2(*scheduler.grid.levels[::-1]) * (2 / torch.pi) - angle[0].double()).abs().argmin()
+        return net(x, scheduler.timesteps[near])
+
+    denoiser = NetworkDenoiser(body, known.prediction, known.schedule)
+    with torch.no_grad():
+        core = fewstep.sample(denoiser, EVODiff(), scheduler.grid, noise()).x
+        assert (run(scheduler, net, noise()) - core).abs().max() < 1e-5 * core.abs().max()
+
+
+def test_half_precision_goes_out_as_it_came_in_and_is_computed_in_float32():
+    net, scheduler = Net(), EVODiffScheduler(**SD)
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        scheduler.set_timesteps(4)
+        x = noise(dtype=dtype)
+        with torch.no_grad():
+            out = run(scheduler, net, x)
+        assert out.dtype == dtype
+    scheduler.set_timesteps(1)
+    t, x = scheduler.timesteps[0], noise(dtype=torch.float16)
+    out = net(x, t)
+    expected = EVODiffScheduler(**SD)
+    expected.set_timesteps(1)
+    assert torch.equal(scheduler.step(out, t, x)[0], expected.step(out.float(), t, x.float())[0].half())
+
+
+def test_a_learned_variance_is_left_out():
+    scheduler = EVODiffScheduler(**SD, variance_type="learned_range")
+    scheduler.set_timesteps(3)
+    x, out = noise(), noise(seed=1)
+    doubled = torch.cat([out, noise(seed=2)], 1)
+    first = scheduler.step(doubled, scheduler.timesteps[0], x).prev_sample
+    scheduler.set_timesteps(3)
+    assert torch.equal(first, scheduler.step(out, scheduler.timesteps[0], x).prev_sample)
+
+
+def test_thresholding_is_that_of_diffusers():
+    stock = DPMSolverMultistepScheduler(**SD, thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1.7)
+    ours = EVODiffScheduler.from_config(stock.config)
+    for scheduler in (stock, ours):
+        scheduler.set_timesteps(1)
+    x, out = noise(), noise(seed=1)
+    # One step to sigma = 0 returns the thresholded estimate itself.
+    left, right = (scheduler.step(out, scheduler.timesteps[0], x).prev_sample for scheduler in (ours, stock))
+    assert left.abs().max() <= 1
+    torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+
+
+# Noise
+
+
+def test_noise_of_any_timestep_is_that_of_the_training_table():
+    """Diffusers looks in the few timesteps that are set, and takes the last sigma for any other."""
+    scheduler = EVODiffScheduler(**SD)
+    scheduler.set_timesteps(4)
+    x0, eps, t = noise(), noise(seed=1), torch.tensor([3, 500])
+    bar = torch.tensor(scheduler.alphas_cumprod[t].tolist()).reshape(2, 1, 1, 1)
+    expected = bar.sqrt() * x0 + (1 - bar).sqrt() * eps
+    torch.testing.assert_close(scheduler.add_noise(x0, eps, t), expected, rtol=1e-5, atol=1e-6)
+    flow = EVODiffScheduler(**FLOW)
+    flow.set_timesteps(4)
+    torch.testing.assert_close(flow.scale_noise(x0, torch.tensor([250.0]), eps), 0.75 * x0 + 0.25 * eps)
+    for scheduler, wrong in ((scheduler, 1000), (scheduler, -1), (flow, 1001.0)):
+        with pytest.raises(LevelError, match="knows the timesteps"):
+            scheduler.add_noise(x0, eps, torch.tensor([wrong]))
+
+
+@pytest.mark.parametrize("config", [SD, FLOW], ids=["table", "flow"])
+def test_noise_for_image_to_image_and_inpainting_is_that_of_the_step(config):
+    scheduler, net = EVODiffScheduler(**config), Net()
+    scheduler.set_timesteps(6)
+    scheduler.set_begin_index(2)
+    x0, eps = noise(), noise(seed=1)
+
+    def noised(k):
+        alpha, sigma = scheduler.grid.at(k)
+        return alpha * x0 + sigma * eps
+
+    begun = scheduler.add_noise(x0, eps, scheduler.timesteps[2:3].repeat(2))
+    assert torch.equal(begun, noised(2))
+    x = begun
+    with torch.no_grad():
+        for k, t in enumerate(scheduler.timesteps[2:], start=2):
+            x = scheduler.step(net(x, t), t, x).prev_sample
+            assert scheduler.step_index == k + 1
+            # Whatever timestep is named: pipelines name the next one.
+            assert torch.equal(scheduler.add_noise(x0, eps, torch.tensor([7.0])), noised(k + 1))
+
+
+def test_a_later_start_is_a_run_of_the_core_from_there():
+    scheduler, net = EVODiffScheduler(**SD), Net()
+    scheduler.set_timesteps(6)
+    scheduler.set_begin_index(2)
+    with torch.no_grad():
+        through = run(scheduler, net, noise(), start=2)
+        start = fewstep.start_from(torch.zeros(2, 4, 8, 8), 4 / 6, scheduler.grid, lambda *_: noise())
+        scheduler.set_timesteps(6)
+        assert torch.equal(start.grid.levels.sigma, scheduler.grid.levels.sigma[2:])
+        core = fewstep.sample(core_of(scheduler, net), EVODiff(), start.grid, noise())
+    assert torch.equal(through, core.x)
+
+
+def test_a_start_is_found_by_its_timestep_where_no_pipeline_sets_it():
+    scheduler, net = EVODiffScheduler(**SD), Net()
+    scheduler.set_timesteps(6)
+    scheduler.set_begin_index(3)
+    with torch.no_grad():
+        set_by_pipeline = run(scheduler, net, noise(), start=3)
+        scheduler.set_timesteps(6)
+        assert torch.equal(run(scheduler, net, noise(), start=3), set_by_pipeline)
+
+
+def test_velocity_is_the_target_of_v_prediction():
+    ours, stock = EVODiffScheduler(**SD), DDPMScheduler(**SD)
+    x0, eps, t = noise(), noise(seed=1), torch.tensor([10, 900])
+    torch.testing.assert_close(ours.get_velocity(x0, eps, t), stock.get_velocity(x0, eps, t), rtol=1e-4, atol=1e-5)
+
+
+# State
+
+
+def test_set_timesteps_forgets_the_last_run():
+    scheduler, net = EVODiffScheduler(**SD), Net()
+    with torch.no_grad():
+        scheduler.set_timesteps(5)
+        first = run(scheduler, net, noise())
+        scheduler.set_timesteps(5)
+        assert torch.equal(run(scheduler, net, noise()), first)
+    assert (scheduler.step_index, scheduler.begin_index) == (5, None)
+    with pytest.raises(ConfigError, match="after the last of 5"):
+        scheduler.step(noise(), scheduler.timesteps[-1], noise())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))], ids=["deepcopy", "pickle"])
+def test_a_copy_in_the_middle_of_a_run_goes_on_alone(copied):
+    scheduler, net = EVODiffScheduler(**SD), Net()
+    with torch.no_grad():
+        scheduler.set_timesteps(5)
+        whole = run(scheduler, net, noise())
+        scheduler.set_timesteps(5)
+        x = noise()
+        for t in scheduler.timesteps[:2]:
+            x = scheduler.step(net(x, t), t, x).prev_sample
+        assert torch.equal(run(copied(scheduler), net, x, start=2), whole)
+        assert scheduler.step_index == 2
+
+
+@pytest.mark.parametrize("make", [lambda: EVODiffScheduler(**SD), lambda: calibrated(4)], ids=["evodiff", "calibrated"])
+def test_checkpointed_steps_have_the_gradient_of_the_core(make):
+    """Activation checkpointing runs a step again; stock multistep schedulers have moved on by then, and raise."""
+    net = Net()
+    scheduler = make()
+    scheduler.set_timesteps(4)
+
+    def step(x, t):
+        return scheduler.step(net(x, t), t, x, return_dict=False)[0]
+
+    x = noise()
+    for t in scheduler.timesteps:
+        x = checkpoint(step, x, t, use_reentrant=False)
+    (through,) = torch.autograd.grad(x.square().sum(), net.weight)
+    solver = EVODiff() if isinstance(scheduler, EVODiffScheduler) else TabulatedSolver(WEIGHTS)
+    core = fewstep.sample(core_of(scheduler, net), solver, scheduler.grid, noise(), unroll=fewstep.Full()).x
+    (expected,) = torch.autograd.grad(core.square().sum(), net.weight)
+    assert torch.equal(x, core)
+    torch.testing.assert_close(through, expected, rtol=1e-5, atol=0)
+
+
+def test_the_stock_scheduler_fails_under_checkpointing():
+    """The reason for the test before this one; it goes when diffusers mends it."""
+    scheduler, net, x = DPMSolverMultistepScheduler(**SD), Net(), noise()
+    scheduler.set_timesteps(4)
+    for t in scheduler.timesteps:
+        x = checkpoint(lambda x, t: scheduler.step(net(x, t), t, x, return_dict=False)[0], x, t, use_reentrant=False)
+    with pytest.raises((IndexError, RuntimeError)):
+        x.sum().backward()
+
+
+# Calibrated
+
+WEIGHTS = ((-0.2,), (0.1, -0.3), (0.0, 0.2, -0.25))
+KAPPA = (14.0, 4.0, 1.5, 0.4, 0.05)
+
+
+def table_of(nfe=4, *, first=False, schedule=""):
+    steps = nfe + first
+    grid = tuple(14.0 * 0.3**i for i in range(steps + 1)) if steps != 4 else KAPPA
+    weights = WEIGHTS if steps == 4 else tuple(tuple([0.0] * (i + 1)) for i in range(steps - 1))
+    entry = Entry(grid, weights, first, "ddim", "by hand", 0.1, 0.1, 0.1)
+    return Table(Origin(schedule=schedule), {nfe: entry}, torch.zeros(4, 8, 8) if first else None)
+
+
+def calibrated(nfe=4, **config):
+    return CalibratedScheduler(**{**SD, **config}, calibration=table_of(nfe).to_json())
+
+
+@pytest.mark.parametrize("config", [SD, FLOW], ids=["table", "flow"])
+def test_a_calibrated_run_is_that_of_the_core(config):
+    scheduler, net = calibrated(**config), Net()
+    scheduler.set_timesteps(4)
+    assert scheduler.grid.levels.kappa.tolist() == pytest.approx(KAPPA)
+    with torch.no_grad():
+        core = fewstep.sample(core_of(scheduler, net), TabulatedSolver(WEIGHTS, KAPPA), scheduler.grid, noise()).x
+        assert torch.equal(run(scheduler, net, noise()), core)
+
+
+def test_zero_weights_are_ddim():
+    scheduler, net = calibrated(3), Net()
+    scheduler.set_timesteps(3)
+    with torch.no_grad():
+        core = fewstep.sample(core_of(scheduler, net), DDIM(), scheduler.grid, noise()).x
+        torch.testing.assert_close(run(scheduler, net, noise()), core)
+
+
+def test_a_later_start_keeps_the_weights_of_what_is_there():
+    scheduler, net = calibrated(), Net()
+    scheduler.set_timesteps(4)
+    scheduler.set_begin_index(2)
+    rest = fewstep.start_from(torch.zeros(2, 4, 8, 8), 0.5, scheduler.grid, lambda *_: noise()).grid
+    with torch.no_grad():
+        # Steps 2 and 3; of the last row only the share of estimate 2 is left.
+        core = fewstep.sample(core_of(scheduler, net), TabulatedSolver(((-0.25,),)), rest, noise()).x
+        assert torch.equal(run(scheduler, net, noise(), start=2), core)
+
+
+def test_the_table_travels_with_the_configuration(tmp_path):
+    path = tmp_path / "calibration.json"
+    table_of().save(path)
+    scheduler = CalibratedScheduler.from_config(EulerDiscreteScheduler(**SD).config, calibration=str(path))
+    path.unlink()
+    scheduler.save_pretrained(tmp_path)
+    loaded = CalibratedScheduler.from_pretrained(tmp_path)
+    loaded.set_timesteps(4)
+    assert loaded.sigmas.tolist() == pytest.approx(KAPPA)
+    there = EVODiffScheduler.from_config(DPMSolverMultistepScheduler.from_config(loaded.config).config)
+    assert CalibratedScheduler.from_config(there.config)._table == table_of()
+
+
+CALIBRATION = {
+    "none": (lambda: CalibratedScheduler(**SD), ConfigError, "without a table"),
+    "no file": (lambda: CalibratedScheduler(calibration="nowhere.json"), CheckpointError, r"nowhere\.json"),
+    "no table": (lambda: CalibratedScheduler(calibration={"a": 1}), CheckpointError, "fewstep calibrate"),
+    "other calls": (lambda: calibrated().set_timesteps(5), ConfigError, "fitted for 4"),
+    "timesteps": (lambda: calibrated().set_timesteps(timesteps=[9]), ConfigError, "own levels for 4 calls"),
+    "other model": (
+        lambda: CalibratedScheduler(**SD, calibration=table_of(schedule="EDM(80)").to_json()),
+        ConfigError,
+        "fitted on EDM",
+    ),
+    "first": (
+        lambda: CalibratedScheduler(**SD, calibration=table_of(3, first=True).to_json()).set_timesteps(3),
+        ConfigError,
+        "makes no call",
+    ),
+    "beyond": (lambda: calibrated(trained_betas=[0.1, 0.2, 0.3]).set_timesteps(4), LevelError, "clock"),
+}
+
+
+@pytest.mark.parametrize(("make", "error", "said"), CALIBRATION.values(), ids=CALIBRATION)
+def test_tables_that_do_not_fit_are_refused(make, error, said):
+    with pytest.raises(error, match=said):
+        make()
+
+
+# Configurations
+
+
+def test_from_any_configuration_and_back():
+    flow = EVODiffScheduler.from_config(FlowMatchEulerDiscreteScheduler(shift=3.0).config)
+    assert flow.config.prediction_type == "flow_prediction"
+    flow.set_timesteps(4)
+    back = FlowMatchEulerDiscreteScheduler.from_config(flow.config)
+    assert back.config.shift == 3
+    sibling = DPMSolverMultistepScheduler.from_config(flow.config)
+    sibling.set_timesteps(4)
+    torch.testing.assert_close(sibling.sigmas, flow.sigmas, atol=5e-4, rtol=0)
+    named = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "stochastic_sampling": False}
+    assert EVODiffScheduler.from_config(named).config.flow_shift == 3
+
+
+def test_what_is_not_done_is_said_once():
+    with Logged() as said:
+        scheduler = EVODiffScheduler.from_config({**SD, "solver_order": 3, "timestep_spacing": "leading"})
+    assert len(said.lines) == 1
+    assert all(word in said.lines[0] for word in ("solver_order=3", "leading", "pure noise"))
+    assert (scheduler.config.solver_order, scheduler.config.timestep_spacing) == (2, "trailing")
+    with Logged() as said:
+        EVODiffScheduler.from_config(DPMSolverMultistepScheduler(**SD).config)
+        EVODiffScheduler.from_config(FlowMatchEulerDiscreteScheduler().config)
+    assert said.lines == []
+
+
+class Logged:
+    """What diffusers' logger says meanwhile."""
+
+    def __enter__(self):
+        import logging as standard
+
+        self.lines = []
+        self.handler = standard.Handler()
+        self.handler.emit = lambda record: self.lines.append(record.getMessage())
+        logging.get_logger("diffusers").addHandler(self.handler)
+        logging.get_logger("fewstep.adapters.scheduler_shell").addHandler(self.handler)
+        return self
+
+    def __exit__(self, *_):
+        logging.get_logger("diffusers").removeHandler(self.handler)
+        logging.get_logger("fewstep.adapters.scheduler_shell").removeHandler(self.handler)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"algorithm_type": "magic"}, {"solver_type": "magic"}, {"prediction_type": "magic"}, {"beta_schedule": "magic"}],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_unknown_words_are_refused(wrong):
+    with pytest.raises(FewstepError, match="magic"):
+        EVODiffScheduler(**wrong)
+
+
+def test_a_step_before_set_timesteps_is_refused():
+    with pytest.raises(ConfigError, match="set_timesteps"):
+        EVODiffScheduler().step(noise(), 3, noise())
+
+
+def test_the_public_path_is_what_a_saved_pipeline_names(tmp_path):
+    from diffusers import DDPMPipeline, UNet2DModel
+
+    unet = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
+    DDPMPipeline(unet, EVODiffScheduler()).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["scheduler"] == [
+        "fewstep.schedulers",
+        "EVODiffScheduler",
+    ]
+    loaded = DiffusionPipeline.from_pretrained(tmp_path)
+    assert type(loaded.scheduler) is EVODiffScheduler
+    loaded.set_progress_bar_config(disable=True)
+    images = loaded(num_inference_steps=3, output_type="np", generator=torch.Generator().manual_seed(0)).images
+    assert images.shape == (1, 8, 8, 3)
+
+
+def test_tables_of_both_kinds_are_described():
+    assert isinstance(EVODiffScheduler(**SD)._known.schedule, Tabulated)
+    assert len(EVODiffScheduler(**FLOW).betas) == 0
+    assert len(EVODiffScheduler(**SD)) == 1000
