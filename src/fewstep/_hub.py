@@ -1,11 +1,14 @@
-"""Checkpoints of other libraries, from a folder or from the Hugging Face hub: what is common to loading them.
+"""The Hugging Face hub: checkpoints of other libraries, and models of fewstep itself.
 
 Weights come as safetensors only and no code of a checkpoint is ever run. A checkpoint that is not there is a
 :class:`MissingWeights`, one that is there but is not what was asked for a :class:`CheckpointError`.
+
+A model of ours is the four files of ``FILES`` in a repository, and nothing else of it is downloaded or uploaded.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +18,17 @@ from types import ModuleType
 from typing import NoReturn
 
 from fewstep._files import require
-from fewstep.errors import CheckpointError, FewstepError, MissingWeights
+from fewstep.errors import CheckpointError, ConfigError, FewstepError, MissingWeights, OutputError, about
 
-__all__ = ["Kind", "loading", "place_of"]
+__all__ = ["FILES", "Kind", "download", "is_id", "loading", "place_of", "upload"]
+
+FILES = (
+    "config.json",
+    "model.safetensors",
+    "README.md",
+    "calibration.json",
+)  # of a model of ours; the first two always
+_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -113,3 +124,84 @@ def _hush(log: ModuleType) -> tuple[int, bool]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def is_id(text: str) -> bool:
+    """Whether a text has the form of a hub id, user/name."""
+    return _ID.fullmatch(text) is not None
+
+
+def download(repo_id: str, revision: str | None = None) -> Path:
+    """Bring the files of a model of ours from the hub, or from the hub's cache on this machine.
+
+    Args:
+        repo_id: user/name.
+        revision: branch, tag or commit; None is the newest.
+
+    Returns:
+        The folder in the cache.
+
+    Raises:
+        MissingExtra: if huggingface_hub is not installed.
+        MissingWeights: if there is no such repository, it is no model of ours, or it cannot be reached and is not in
+            the cache.
+    """
+    what = f"{repo_id!r} is no folder here, so it was looked for on the Hugging Face hub"
+    with about(what):
+        hub = require("huggingface_hub", "hub")
+    try:
+        folder = Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=list(FILES)))
+    except Exception as error:  # OSError, ValueError and errors of the http library, by version and kind of failure
+        raise MissingWeights(
+            f"{what}, where it cannot be had ({type(error).__name__}: {_first_line(error)})",
+            "The path of a model folder, or a hub id that exists and can be read from here, or is in the hub's cache",
+            "Check the spelling; log in with `hf auth login` if it is private; to work offline, download it before",
+        ) from error
+    missing = [name for name in FILES[:2] if not (folder / name).is_file()]
+    if missing:
+        raise MissingWeights(
+            f"{repo_id!r} on the Hugging Face hub, or what is in the cache of it, has no {' and no '.join(missing)}",
+            f"A model of fewstep has {' and '.join(FILES[:2])}",
+            "Check the id, or use a model of diffusers through fewstep.wrap",
+        )
+    return folder
+
+
+def upload(folder: Path, repo_id: str, *, private: bool, message: str) -> str:
+    """Bring the files of a model of ours to the hub, in one commit.
+
+    Args:
+        folder: with the files; others in it stay here.
+        repo_id: user/name; made if missing.
+        private: whether only its owner sees it; a repository that is there and public is refused.
+        message: of the commit.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        MissingExtra: if huggingface_hub is not installed.
+        ConfigError: if the repository should be private and is public.
+        OutputError: if the hub does not take it.
+    """
+    api = require("huggingface_hub", "hub").HfApi()
+    try:
+        url = str(api.create_repo(repo_id, private=private, exist_ok=True))
+        public = private and not api.model_info(repo_id).private
+        if not public:
+            # A table of older weights is deleted with the same commit that brings the new ones.
+            files = {"allow_patterns": list(FILES), "delete_patterns": list(FILES)}
+            api.upload_folder(repo_id=repo_id, folder_path=str(folder), commit_message=message, **files)
+    except Exception as error:  # as above
+        raise OutputError(
+            f"{repo_id!r} on the Hugging Face hub cannot be written ({type(error).__name__}: {_first_line(error)})",
+            "An id user/name of your own or of an organisation of yours, a login that may write, and a connection",
+            "Run `hf auth login`, or set HF_TOKEN, and check the id",
+        ) from error
+    if public:
+        raise ConfigError(
+            f"private=True for {repo_id!r}, which is public",
+            "A repository keeps the visibility that it was made with",
+            "Make it private on the hub, choose another id, or leave private out; nothing was uploaded",
+        )
+    return url

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 from fewstep._chain import Chain
 from fewstep._part import Part
 from fewstep.denoisers import PREDICTIONS, NetworkDenoiser
-from fewstep.errors import CheckpointError, ConfigError
+from fewstep.errors import CheckpointError, ConfigError, FewstepError
 from fewstep.networks import NETWORKS, Vocabulary
 from fewstep.noise import SCHEDULES
 
-__all__ = ["ModelConfig", "require"]
+__all__ = ["ModelConfig", "built", "fill", "require"]
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,35 @@ def require(holds: bool, config: ModelConfig, name: str, allowed: str) -> None:
     """Refuse a value of a configuration; raises ConfigError unless it holds what is allowed."""
     if not holds:
         raise ConfigError(f"{name}={getattr(config, name)!r}", f"{name} is {allowed}", f"Change {name}")
+
+
+def built(config: ModelConfig, folder: Path) -> tuple[NetworkDenoiser, nn.Module]:
+    """Build what a configuration describes, and check that its network is made for its images and conditions."""
+    try:
+        network = config.body()
+        denoiser = config.denoiser(network)
+        unread = {"n_tokens": 0, "caption_length": 0}
+        for name, needed in {**unread, "channels": config.shape[0], **config.conditions}.items():
+            require(getattr(network, name, needed) == needed, config, "network", f"made with {name}={needed}")
+    except FewstepError as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'} describes a model that cannot be built ({error})",
+            "Its parts are those of this version of fewstep, and fit together",
+            "Restore the folder from a copy, or save the model again",
+        ) from error
+    return denoiser, network
+
+
+def fill(network: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Copy weights into a network of the same names and shapes."""
+    try:
+        network.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"The weights in {folder} do not fit the network of its config.json ({error})",
+            "Both have the same parameters, of the same shapes",
+            "Restore the folder from a copy, or save the model again",
+        ) from error
 
 
 def _tuple(value: Any) -> Any:

@@ -2,13 +2,15 @@
 
 A model folder holds ``config.json`` (how to build the network, what its output means, which noise levels it knows) and
 ``model.safetensors`` (its weights), often a ``README.md`` (its card) and a ``calibration.json`` (solvers fitted to it).
-Folders under ``fewstep/weights`` ship with the package and are known by name; any other folder is known by its path.
+Folders under ``fewstep/weights`` ship with the package and are known by name; any other folder is known by its path,
+and one on the Hugging Face hub by its id, user/name.
 The configuration is written last and names the fingerprint of the weights, so a folder is either whole or refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep._card import model_card
 from fewstep._chain import Chain
 from fewstep._files import fingerprint, output_dir, read_json, read_tensors, write_atomic, write_json, write_tensors
-from fewstep._model_config import ModelConfig, require
+from fewstep._hub import download, is_id, upload
+from fewstep._model_config import ModelConfig, built, fill
 from fewstep._part import Part
 from fewstep.denoisers import ClassifierFree, Denoiser, NetworkDenoiser
-from fewstep.errors import CheckpointError, ConfigError, FewstepError, UnknownName, choose
+from fewstep.errors import CheckpointError, ConfigError, UnknownName, choose
 
 __all__ = ["Chain", "Model", "ModelConfig", "Part", "bundled", "load_model", "save_model"]
 
@@ -40,12 +44,86 @@ class Model:
         fingerprint: names the weights: 12 hexadecimal digits.
         calibration: the table of calibrated solvers that lies beside the weights, as JSON, not checked; or why its file
             cannot be read, for whoever wants to use it; None if there is none.
+        card: text of the README.md beside the weights; empty if there is none.
     """
 
     denoiser: NetworkDenoiser
     config: ModelConfig
     fingerprint: str
     calibration: Mapping[str, Any] | CheckpointError | None = None
+    card: str = dataclasses.field(default="", repr=False)
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_id: str | Path, *, revision: str | None = None, device: str | torch.device = "cpu"
+    ) -> Model:
+        """Load a model from a folder, or from the Hugging Face hub.
+
+        Args:
+            path_or_id: a model folder, a hub id such as "user/name", or the name of a bundled model.
+            revision: branch, tag or commit on the hub; None is the newest.
+            device: where to put the network.
+
+        Returns:
+            The model in float32, in evaluation mode.
+
+        Raises:
+            UnknownName: if it is none of the three.
+            MissingWeights: if the hub does not have it, or cannot be reached and it is not in the cache.
+            CheckpointError: if the folder is incomplete, damaged or foreign.
+            ConfigError: if a revision is given of a folder or a bundled model.
+        """
+        return _loaded(_folder_of(path_or_id, revision), device)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the model with its card, and with its calibrated solvers if they are of these weights.
+
+        Args:
+            folder: where to; created if missing. Other files in it are left alone.
+
+        Returns:
+            The folder.
+
+        Raises:
+            OutputError: if it cannot be written.
+            ConfigError: if the network is no module, so that it has no weights to write.
+        """
+        return self._saved(folder, ".")
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, message: str = "Upload with fewstep") -> str:
+        """Share the model on the Hugging Face hub: the files of :meth:`save_pretrained`, in one commit.
+
+        Args:
+            repo_id: user/name; made if missing.
+            private: whether only its owner sees it.
+            message: of the commit.
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            MissingExtra: if huggingface_hub is not installed.
+            OutputError: if the hub does not take it.
+            ConfigError: if it should be private and is public, or has no weights to write.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            return upload(self._saved(folder, repo_id), repo_id, private=private, message=message)
+
+    def _saved(self, folder: str | Path, place: str) -> Path:
+        network = self.denoiser.network
+        if not isinstance(network, nn.Module):
+            given = f"The network of {self.config.name!r}, a {type(network).__name__}"
+            raise ConfigError(given, "A torch.nn.Module, whose weights can be written", "Use one of NETWORKS")
+        # Weights that were stored as float16 go back as such: the table beside them knows them by that fingerprint.
+        half = fingerprint(_weights(network, True)) == self.fingerprint
+        weights = fingerprint(_weights(network, half))
+        table = self.calibration if isinstance(self.calibration, Mapping) and weights == self.fingerprint else None
+        parameters = sum(p.numel() for p in network.parameters())
+        card = model_card(self.config, weights, parameters, table, place=place, own=self.card)
+        path = save_model(folder, network, self.config, card=card, half=half)
+        if table is not None:
+            write_json(path / _TABLE, table)
+        return path
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -122,7 +200,7 @@ def save_model(
         ConfigError: if `config` holds what JSON cannot.
     """
     path = output_dir(folder)
-    weights = {name: _stored(tensor, half) for name, tensor in network.state_dict().items()}
+    weights = _weights(network, half)
     write_tensors(path / "model.safetensors", weights)
     if card is not None:
         write_atomic(path / "README.md", card.encode())
@@ -130,8 +208,10 @@ def save_model(
     return path
 
 
-def _stored(tensor: Tensor, half: bool) -> Tensor:
-    return tensor.to(torch.float16) if half and tensor.is_floating_point() else tensor
+def _weights(network: nn.Module, half: bool) -> dict[str, Tensor]:
+    """The state as it is stored."""
+    state: dict[str, Tensor] = network.state_dict()
+    return {name: t.to(torch.float16) if half and t.is_floating_point() else t for name, t in state.items()}
 
 
 def bundled() -> list[str]:
@@ -141,20 +221,25 @@ def bundled() -> list[str]:
 
 
 def load_model(name_or_dir: str | Path, device: str | torch.device = "cpu") -> Model:
-    """Load a bundled model by name, or any model folder by path.
+    """Load a bundled model by name, any model folder by path, or a model on the hub by its id.
 
     Args:
-        name_or_dir: a name out of :func:`bundled`, or a folder with config.json and model.safetensors.
+        name_or_dir: a name out of :func:`bundled`, a folder with config.json and model.safetensors, or user/name on
+            the Hugging Face hub.
         device: where to put the network.
 
     Returns:
         The model in float32, in evaluation mode.
 
     Raises:
-        UnknownName: if it is neither a bundled name nor a folder.
+        UnknownName: if it is neither a bundled name, a folder nor a possible hub id.
+        MissingWeights: if the hub does not have it, or cannot be reached and it is not in the cache.
         CheckpointError: if the folder is incomplete, damaged or foreign, or weights and configuration do not fit.
     """
-    folder = _folder_of(name_or_dir)
+    return _loaded(_folder_of(name_or_dir), device)
+
+
+def _loaded(folder: Path, device: str | torch.device) -> Model:
     content = read_json(folder / "config.json")
     expected = content.pop("fingerprint", None)
     config = ModelConfig.from_json(content)
@@ -166,10 +251,12 @@ def load_model(name_or_dir: str | Path, device: str | torch.device = "cpu") -> M
             "Both files of a model folder were written together",
             "Restore the folder from a copy, or save the model again",
         )
-    denoiser, network = _built(config, folder)
-    _fill(network, weights, folder)
+    denoiser, network = built(config, folder)
+    fill(network, weights, folder)
     network.to(device).eval().requires_grad_(False)
-    return Model(denoiser, config, found, _calibration(folder / _TABLE))
+    readme = folder / "README.md"
+    card = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
+    return Model(denoiser, config, found, _calibration(folder / _TABLE), card)
 
 
 def _calibration(path: Path) -> Mapping[str, Any] | CheckpointError | None:
@@ -180,47 +267,24 @@ def _calibration(path: Path) -> Mapping[str, Any] | CheckpointError | None:
         return error
 
 
-def _folder_of(name_or_dir: str | Path) -> Path:
+def _folder_of(name_or_dir: str | Path, revision: str | None = None) -> Path:
     names = {name: _BUNDLED / name for name in bundled()}
-    if str(name_or_dir) in names:
-        return names[str(name_or_dir)]
-    folder = Path(name_or_dir)
+    folder = names.get(str(name_or_dir), Path(name_or_dir))
     if folder.is_dir():
+        if revision is not None:
+            raise ConfigError(
+                f"revision={revision!r} of {str(name_or_dir)!r}, which is on this machine",
+                "Only a model on the hub has revisions",
+                "Leave it out, or give a hub id",
+            )
         return folder
+    if is_id(str(name_or_dir)):
+        return download(str(name_or_dir), revision)
     try:
         return choose(str(name_or_dir), names, "model")
     except UnknownName as error:
         raise UnknownName(
             f"{error.given}, and no folder of that name",
             error.allowed,
-            f"{error.todo} Or give the path of a model folder",
+            f"{error.todo} Or give the path of a model folder, or a hub id, user/name",
         ) from None
-
-
-def _built(config: ModelConfig, folder: Path) -> tuple[NetworkDenoiser, nn.Module]:
-    """Build what a configuration describes, and check that its network is made for its images and conditions."""
-    try:
-        network = config.body()
-        denoiser = config.denoiser(network)
-        unread = {"n_tokens": 0, "caption_length": 0}
-        for name, needed in {**unread, "channels": config.shape[0], **config.conditions}.items():
-            require(getattr(network, name, needed) == needed, config, "network", f"made with {name}={needed}")
-    except FewstepError as error:
-        raise CheckpointError(
-            f"{folder / 'config.json'} describes a model that cannot be built ({error})",
-            "Its parts are those of this version of fewstep, and fit together",
-            "Restore the folder from a copy, or save the model again",
-        ) from error
-    return denoiser, network
-
-
-def _fill(network: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Copy weights into a network of the same names and shapes."""
-    try:
-        network.load_state_dict(dict(weights))
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"The weights in {folder} do not fit the network of its config.json ({error})",
-            "Both have the same parameters, of the same shapes",
-            "Restore the folder from a copy, or save the model again",
-        ) from error
