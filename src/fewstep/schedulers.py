@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+
 from fewstep.adapters.diffusers_levels import Asked, Visited, seen, visited
 from fewstep.adapters.scheduler_shell import SchedulerMixin, SchedulerShell
 from fewstep.calibration import Table, load_table, said_schedule
+from fewstep.calibration.problem import levels_at
 from fewstep.errors import ConfigError
 from fewstep.solvers import EVODiff, Solver, TabulatedSolver
 
@@ -47,12 +50,14 @@ class CalibratedScheduler(SchedulerShell):
     """A calibrated solver in a pipeline: levels and weights that were fitted to the model, for a few numbers of calls.
 
     ``CalibratedScheduler.from_config(pipe.scheduler.config, calibration="calibration.json")``; the table then travels
-    in the configuration. It has its own levels for every number of calls, whatever the configuration says of spacings
+    in the configuration. It has its own levels for every number of steps, whatever the configuration says of spacings
     and shifts. Begun at a later level, as image-to-image pipelines do, it uses what is left of its weights.
 
+    A step is a call here, since pipelines call their network at every timestep. An entry of n calls whose first
+    estimate is given serves n + 1 steps: the network is asked for that estimate too.
+
     `calibration` is a table as `fewstep calibrate` writes it, or :func:`fewstep.calibration.fit` of ``wrap(pipe)``
-    makes it: its JSON, or the path of it. Its first estimate has to be a call, ``Settings(first="network")``: pipelines
-    call at every timestep. All other arguments are those of :class:`EVODiffScheduler`.
+    makes it: its JSON, or the path of it. All other arguments are those of :class:`EVODiffScheduler`.
     """
 
     def _check(self) -> None:
@@ -63,32 +68,29 @@ class CalibratedScheduler(SchedulerShell):
                 "It samples with levels and weights that were fitted to one model",
                 "Pass calibration='calibration.json' to from_config; docs/calibration.md has how to fit one",
             )
-        self._table = Table.from_json(given) if isinstance(given, Mapping) else load_table(given)
-        self._register(calibration=self._table.to_json())
-        own, here = self._table.origin.schedule, said_schedule(self._known.schedule)
+        table = Table.from_json(given) if isinstance(given, Mapping) else load_table(given)
+        self._register(calibration=table.to_json())
+        own, here = table.origin.schedule, said_schedule(self._known.schedule)
         if own not in ("", here):
             raise ConfigError(
                 f"A table fitted on {own}, for a model on {here}",
                 "A table serves the model that it was fitted to",
                 "Fit one to fewstep.wrap(pipe)",
             )
+        # Of two with as many steps, the one that was fitted with a call in each.
+        self._entries = {entry.steps: entry for entry in sorted(table.entries.values(), key=lambda e: not e.first)}
 
     def _levels(self, asked: Asked) -> Visited:
         steps, timesteps, sigmas, _ = asked
-        if steps is None or timesteps is not None or sigmas is not None:
+        if steps not in self._entries or timesteps is not None or sigmas is not None:
+            given = f"{steps} steps" if timesteps is None and sigmas is None else "timesteps or sigmas"
             raise ConfigError(
-                "timesteps or sigmas for a calibrated solver",
-                f"It has its own levels for {', '.join(map(str, sorted(self._table.entries)))} calls",
-                "Pass num_inference_steps alone, or use EVODiffScheduler",
+                f"{given} of a calibrated solver",
+                f"It has its own levels for some numbers of steps: {', '.join(map(str, sorted(self._entries)))}",
+                "Pass one of them as num_inference_steps, alone; or use EVODiffScheduler, which takes any",
             )
-        grid = self._table.way(self._known.schedule, steps).grid
-        self._entry = self._table.entries[steps]
-        if self._entry.first:
-            raise ConfigError(
-                f"A table that makes no call for its first estimate, for {steps} calls",
-                "A pipeline calls its network at every timestep",
-                'Fit it with Settings(first="network"), or --first network',
-            )
+        self._entry = self._entries[steps]
+        grid = levels_at(self._known.schedule, torch.tensor(self._entry.kappa, dtype=torch.float64))
         return seen(self._said, self._known, grid)
 
     def _solver(self, first: int) -> Solver:

@@ -1,4 +1,4 @@
-"""Schedulers of diffusers around our core: the same numbers, the same noise, the same gradients; and what is refused."""
+"""Schedulers of diffusers around our core: the same numbers, noise and gradients; and what is refused."""
 
 from __future__ import annotations
 
@@ -159,9 +159,9 @@ def test_noise_of_any_timestep_is_that_of_the_training_table():
     flow = EVODiffScheduler(**FLOW)
     flow.set_timesteps(4)
     torch.testing.assert_close(flow.scale_noise(x0, torch.tensor([250.0]), eps), 0.75 * x0 + 0.25 * eps)
-    for scheduler, wrong in ((scheduler, 1000), (scheduler, -1), (flow, 1001.0)):
+    for made, wrong in ((scheduler, 1000), (scheduler, -1), (flow, 1001.0)):
         with pytest.raises(LevelError, match="knows the timesteps"):
-            scheduler.add_noise(x0, eps, torch.tensor([wrong]))
+            made.add_noise(x0, eps, torch.tensor([wrong]))
 
 
 @pytest.mark.parametrize("config", [SD, FLOW], ids=["table", "flow"])
@@ -282,11 +282,10 @@ KAPPA = (14.0, 4.0, 1.5, 0.4, 0.05)
 
 
 def table_of(nfe=4, *, first=False, schedule=""):
-    steps = nfe + first
-    grid = tuple(14.0 * 0.3**i for i in range(steps + 1)) if steps != 4 else KAPPA
-    weights = WEIGHTS if steps == 4 else tuple(tuple([0.0] * (i + 1)) for i in range(steps - 1))
-    entry = Entry(grid, weights, first, "ddim", "by hand", 0.1, 0.1, 0.1)
-    return Table(Origin(schedule=schedule), {nfe: entry}, torch.zeros(4, 8, 8) if first else None)
+    kappa = KAPPA if nfe == 4 else tuple(14.0 * 0.3**i for i in range(nfe + 1))
+    weights = WEIGHTS if nfe == 4 else tuple(tuple([0.0] * (i + 1)) for i in range(nfe - 1))
+    entry = Entry(kappa, weights, first, "ddim", "by hand", 0.1, 0.1, 0.1)
+    return Table(Origin(schedule=schedule), {entry.nfe: entry}, torch.zeros(4, 8, 8) if first else None)
 
 
 def calibrated(nfe=4, **config):
@@ -301,6 +300,25 @@ def test_a_calibrated_run_is_that_of_the_core(config):
     with torch.no_grad():
         core = fewstep.sample(core_of(scheduler, net), TabulatedSolver(WEIGHTS, KAPPA), scheduler.grid, noise()).x
         assert torch.equal(run(scheduler, net, noise()), core)
+
+
+def test_a_first_estimate_that_saves_a_call_is_a_call_here():
+    """A pipeline calls its network at every timestep: 3 calls and a given estimate are 4 steps."""
+    scheduler, net = CalibratedScheduler(**SD, calibration=table_of(4, first=True).to_json()), Net()
+    with pytest.raises(ConfigError, match="steps: 4"):
+        scheduler.set_timesteps(3)
+    scheduler.set_timesteps(4)
+    ordinary = calibrated()
+    ordinary.set_timesteps(4)
+    with torch.no_grad():
+        assert torch.equal(run(scheduler, net, noise()), run(ordinary, net, noise()))
+
+
+def test_noise_is_scaled_to_where_a_run_begins():
+    """Pipelines multiply their noise by it: 1 on a circle and at pure noise, less on a straight path begun later."""
+    for scheduler, expected in ((calibrated(), 1.0), (calibrated(**FLOW), (1 + 14.0**2) ** 0.5 / 15)):
+        scheduler.set_timesteps(4)
+        assert scheduler.init_noise_sigma == pytest.approx(expected)
 
 
 def test_zero_weights_are_ddim():
@@ -332,24 +350,19 @@ def test_the_table_travels_with_the_configuration(tmp_path):
     loaded.set_timesteps(4)
     assert loaded.sigmas.tolist() == pytest.approx(KAPPA)
     there = EVODiffScheduler.from_config(DPMSolverMultistepScheduler.from_config(loaded.config).config)
-    assert CalibratedScheduler.from_config(there.config)._table == table_of()
+    assert CalibratedScheduler.from_config(there.config).config.calibration == table_of().to_json()
 
 
 CALIBRATION = {
     "none": (lambda: CalibratedScheduler(**SD), ConfigError, "without a table"),
     "no file": (lambda: CalibratedScheduler(calibration="nowhere.json"), CheckpointError, r"nowhere\.json"),
     "no table": (lambda: CalibratedScheduler(calibration={"a": 1}), CheckpointError, "fewstep calibrate"),
-    "other calls": (lambda: calibrated().set_timesteps(5), ConfigError, "fitted for 4"),
-    "timesteps": (lambda: calibrated().set_timesteps(timesteps=[9]), ConfigError, "own levels for 4 calls"),
+    "other calls": (lambda: calibrated().set_timesteps(5), ConfigError, "steps: 4"),
+    "timesteps": (lambda: calibrated().set_timesteps(timesteps=[9]), ConfigError, "own levels"),
     "other model": (
         lambda: CalibratedScheduler(**SD, calibration=table_of(schedule="EDM(80)").to_json()),
         ConfigError,
         "fitted on EDM",
-    ),
-    "first": (
-        lambda: CalibratedScheduler(**SD, calibration=table_of(3, first=True).to_json()).set_timesteps(3),
-        ConfigError,
-        "makes no call",
     ),
     "beyond": (lambda: calibrated(trained_betas=[0.1, 0.2, 0.3]).set_timesteps(4), LevelError, "clock"),
 }

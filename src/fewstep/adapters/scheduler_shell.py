@@ -116,7 +116,6 @@ class SchedulerShell(SchedulerMixin, ConfigMixin, ABC):  # type: ignore[misc]  #
         self.alphas_cumprod = torch.tensor(bar, dtype=torch.float32)  # of a flow, which has none, these are empty
         self.alphas = torch.tensor([after / before for before, after in pairwise((1.0, *bar))], dtype=torch.float32)
         self.betas = 1 - self.alphas
-        self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
         # Before set_timesteps, as training scripts expect: all levels that the network was trained at.
         self._visit(visited({}, self._known, Asked(len(bar) or num_train_timesteps)), None)
@@ -216,6 +215,8 @@ class SchedulerShell(SchedulerMixin, ConfigMixin, ABC):  # type: ignore[misc]  #
     def _visit(self, levels: Visited, device: str | torch.device | None) -> None:
         self.grid, self.sigmas = levels.grid, levels.sigmas
         self.timesteps = levels.timesteps.to(device=device)
+        # What a pipeline's noise is multiplied by: 1 wherever a run begins at pure noise, and on a circle.
+        self.init_noise_sigma = torch.hypot(*self.grid.at(0)).item()
         self._begin_index: int | None = None
         self._step_index: int | None = None
         self._runs: dict[int, _Run] = {}
