@@ -121,7 +121,7 @@ def arguments(name, guidance=1.0):
     """Arguments of a pipeline's call for two images without or with guidance."""
     parts = family(name)
     if parts == "ddpm":
-        return {"batch_size": 2, "output_type": "np"}
+        return {"batch_size": 2, "output_type": "pt"}
     if parts == "dit":
         return {"class_labels": CLASSES, "guidance_scale": guidance, "output_type": "np"}
     told = {"prompt": PROMPTS, "negative_prompt": [NEGATIVE] * 2, "output_type": "latent"}

@@ -21,7 +21,6 @@ _Conditions: TypeAlias = dict[str, Tensor]
 _Size: TypeAlias = tuple[int, int]
 _Asked: TypeAlias = dict[str, list[str] | None]
 _OPTIONS = ("clean_caption", "complex_human_instruction", "max_sequence_length")
-_GUIDANCE = 3.5  # what Flux's own pipeline tells its network
 
 
 def encode(
@@ -37,7 +36,7 @@ def encode(
 
     Returns:
         Conditions with n rows, for ``sample(cond=)``; and one row of what stands for nothing, for ``ClassifierFree``.
-        For a Flux that reads its guidance, ``cond["guidance"]`` is 3.5; put another number there.
+        For a Flux that reads its guidance, ``cond["guidance"]`` is its pipeline's default; put another number there.
 
     Raises:
         ConfigError: if there are no prompts, or the pipeline is another.
@@ -115,14 +114,14 @@ def _flux(pipeline: Any, asked: _Asked, size: _Size) -> tuple[_Conditions, _Cond
         "img_ids": places.to(given).expand(n, -1, -1),
     }
     if pipeline.transformer.config.guidance_embeds:
-        cond["guidance"] = given.new_full((n,), _GUIDANCE)
+        cond["guidance"] = given.new_full((n,), _defaults(pipeline)["guidance_scale"])
     return cond, {"encoder_hidden_states": nothing, "pooled_projections": pooled_nothing}
 
 
 def _masked(pipeline: Any, asked: _Asked, size: _Size) -> tuple[_Conditions, _Conditions]:
     """T5's and Gemma's tokens, with a mask of those that are there; options as the pipeline's own call has them."""
-    call, known = (inspect.signature(method).parameters for method in (pipeline.__call__, pipeline.encode_prompt))
-    options = {name: call[name].default for name in _OPTIONS if name in call and name in known}
+    known, defaults = inspect.signature(pipeline.encode_prompt).parameters, _defaults(pipeline)
+    options = {name: defaults[name] for name in _OPTIONS if name in known and name in defaults}
     asked = {**asked, "negative_prompt": asked["negative_prompt"] or [""] * len(asked["prompt"] or ())}
     given, mask, nothing, mask_nothing = pipeline.encode_prompt(**asked, **options)
     cond = {"encoder_hidden_states": given, "encoder_attention_mask": mask}
@@ -160,6 +159,11 @@ def _encoder(pipeline: Any) -> _Encoder:
             "Make its conditions with the pipeline's own methods, and name them as the network does",
         )
     return _ENCODERS[found]
+
+
+def _defaults(pipeline: Any) -> dict[str, Any]:
+    """What the pipeline's own call takes for the arguments that it is not given."""
+    return {name: given.default for name, given in inspect.signature(pipeline.__call__).parameters.items()}
 
 
 def _size(pipeline: Any, size: _Size | None) -> _Size:
