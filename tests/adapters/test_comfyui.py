@@ -256,13 +256,13 @@ def test_sigmas_of_a_flow_model(spacing: str, shift: float) -> None:
         t = f64([5, 4, 3, 2, 1]) / 6
         assert gap(kappa, shift * t / (1 - t)) <= 1e-4
         assert gap(s, Trailing()(ShiftedFlow(shift), 6).levels.sigma) <= 1e-5
-    elif spacing == "uniform_lam":
-        steps = kappa.log().diff()
-        assert gap(steps, steps.mean().expand(4)) <= 1e-4
-        assert (kappa[0] / (80 * steps.mean().exp())).item() == pytest.approx(1, abs=1e-3)
-    else:
-        roots = (kappa ** (1 / 7)).diff()
-        assert gap(roots, roots.mean().expand(4)) <= 1e-4
+    else:  # from 80 to the model's cleanest level, timestep 1 of 1000, in whose place is 0
+        ends, share = f64([80.0, shift / 999]), torch.arange(1, 6, dtype=torch.float64) / 6
+        if spacing == "uniform_lam":
+            want = torch.lerp(*ends.log(), share).exp()
+        else:
+            want = torch.lerp(*(ends ** (1 / 7)), share) ** 7
+        assert gap(kappa / want, torch.ones_like(want)) <= 1e-5
 
 
 def test_the_clock_of_flux_is_a_shift() -> None:

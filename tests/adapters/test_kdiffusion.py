@@ -6,6 +6,8 @@ import inspect
 import json
 import math
 import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -476,3 +478,21 @@ def test_the_block_of_the_page_runs() -> None:
     assert made["images"].shape == (2, 3, 8, 8)
     assert abs(made["images"].mean().item() - 0.4) < 0.1
     assert abs(made["images"].std().item() - 0.5) < 0.1
+
+
+def test_torch_is_all_that_is_needed() -> None:
+    """Every adapter of this kind is imported, and one runs, where no other library can be."""
+    barred = ["numpy", "tqdm", "safetensors", "diffusers", "transformers", "scipy", "typer", "rich", "PIL"]
+    code = f"""
+import sys, warnings
+sys.modules.update({{name: None for name in {barred!r}}})
+warnings.simplefilter("ignore")
+import torch
+import fewstep.adapters.comfyui, fewstep.adapters.forge
+from fewstep.adapters.kdiffusion import SAMPLERS
+for sampler in SAMPLERS.values():
+    out = sampler(lambda x, sigma: 0.5 * x, torch.ones(2, 3), torch.tensor([5.0, 1.0, 0.0]), disable=False)
+print(tuple(out.shape))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "(2, 3)", done.stderr
