@@ -80,13 +80,18 @@ class CalibratedScheduler(SchedulerShell):
         # Of two with as many steps, the one that was fitted with a call in each.
         self._entries = {entry.steps: entry for entry in sorted(table.entries.values(), key=lambda e: not e.first)}
 
+    @property
+    def steps(self) -> list[int]:
+        """Numbers of steps that the table has a solver for."""
+        return sorted(self._entries)
+
     def _levels(self, asked: Asked) -> Visited:
         steps, timesteps, sigmas, _ = asked
         if steps not in self._entries or timesteps is not None or sigmas is not None:
             given = f"{steps} steps" if timesteps is None and sigmas is None else "timesteps or sigmas"
             raise ConfigError(
                 f"{given} of a calibrated solver",
-                f"It has its own levels for some numbers of steps: {', '.join(map(str, sorted(self._entries)))}",
+                f"It has its own levels for some numbers of steps: {', '.join(map(str, self.steps))}",
                 "Pass one of them as num_inference_steps, alone; or use EVODiffScheduler, which takes any",
             )
         self._entry = self._entries[steps]
