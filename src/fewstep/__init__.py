@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fewstep import denoisers, errors, noise, sampling, solvers
+    from fewstep.adapters.wrap import wrap
     from fewstep.models import Model, load_model
     from fewstep.sampling import (
         Checkpointed,
@@ -45,9 +46,12 @@ _HOMES = {
         "start_noise",
     ),
     "fewstep.models": ("Model", "load_model"),
+    "fewstep.adapters.wrap": ("wrap",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _ROOMS = (
+    "adapters",
+    "calibration",
     "data",
     "denoisers",
     "errors",
@@ -59,7 +63,9 @@ _ROOMS = (
     "networks",
     "noise",
     "objectives",
+    "pipelines",
     "sampling",
+    "schedulers",
     "solvers",
     "training",
 )
@@ -85,6 +91,7 @@ __all__ = [
     "solvers",
     "start_from",
     "start_noise",
+    "wrap",
 ]
 
 
