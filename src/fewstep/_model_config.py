@@ -145,8 +145,8 @@ def require(holds: bool, config: ModelConfig, name: str, allowed: str) -> None:
         raise ConfigError(f"{name}={getattr(config, name)!r}", f"{name} is {allowed}", f"Change {name}")
 
 
-def built(config: ModelConfig, folder: Path) -> tuple[NetworkDenoiser, nn.Module]:
-    """Build what a configuration describes, and check that its network is made for its images and conditions."""
+def built(config: ModelConfig, source: str | Path) -> tuple[NetworkDenoiser, nn.Module]:
+    """Build what a configuration from some source describes; its network must be made for its images and conditions."""
     try:
         network = config.body()
         denoiser = config.denoiser(network)
@@ -155,7 +155,7 @@ def built(config: ModelConfig, folder: Path) -> tuple[NetworkDenoiser, nn.Module
             require(getattr(network, name, needed) == needed, config, "network", f"made with {name}={needed}")
     except FewstepError as error:
         raise CheckpointError(
-            f"{folder / 'config.json'} describes a model that cannot be built ({error})",
+            f"{source} describes a model that cannot be built ({error})",
             "Its parts are those of this version of fewstep, and fit together",
             "Restore the folder from a copy, or save the model again",
         ) from error

@@ -251,7 +251,7 @@ def _loaded(folder: Path, device: str | torch.device) -> Model:
             "Both files of a model folder were written together",
             "Restore the folder from a copy, or save the model again",
         )
-    denoiser, network = built(config, folder)
+    denoiser, network = built(config, folder / "config.json")
     fill(network, weights, folder)
     network.to(device).eval().requires_grad_(False)
     readme = folder / "README.md"

@@ -60,7 +60,8 @@ class _Resampled(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, kernel: int, taps: Sequence[int], way: str) -> None:
         super().__init__()
         conv = nn.Conv2d(channels_in, channels_out, kernel)  # for its initial weights
-        self.weight, self.bias, self.way = conv.weight, conv.bias, way
+        self.weight, self.way = conv.weight, way
+        self.bias = nn.Parameter(torch.zeros(channels_out))
         one = torch.tensor(taps, dtype=torch.float32) / sum(taps)
         self.register_buffer("resample_filter", torch.outer(one, one)[None, None])
 
@@ -149,12 +150,13 @@ class _FixedSines(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.half = width // 2
+        self.width = width
 
     def forward(self, noise_label: Tensor) -> Tensor:
         """Embed labels (b,) as (b, width)."""
         # In float32 and no finer, since that is what the weights were trained with.
-        exponents = torch.arange(self.half, dtype=torch.float32, device=noise_label.device) / (self.half - 1)
+        half = self.width // 2
+        exponents = torch.arange(half, dtype=torch.float32, device=noise_label.device) / (half - 1)
         angles = noise_label[:, None] * ((1 / 10000) ** exponents).to(noise_label.dtype)
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
