@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -173,11 +174,13 @@ def tensor_groups(path: str | Path) -> dict[str, dict[str, Tensor]]:
 def _unpickled(path: Path) -> Any:
     """What torch's restricted reader makes of a pickle; of an archive, it maps the tensors and reads those in use."""
     try:
-        # An open file hides the name: torch takes whatever is called .safetensors for such a file.
-        if not zipfile.is_zipfile(path) or path.suffix == ".safetensors":
-            with path.open("rb") as file:
-                return torch.load(file, map_location="cpu", weights_only=True)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # it is tried all the same, and that decides
+            # An open file hides the name: torch takes whatever is called .safetensors for such a file.
+            if not zipfile.is_zipfile(path) or path.suffix == ".safetensors":
+                with path.open("rb") as file:
+                    return torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # UnpicklingError; RuntimeError, EOFError, ValueError, OSError... by kind of damage
         _refuse_pickle(path, error)
 
