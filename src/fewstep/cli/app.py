@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fewstep.cli.exchange import add_commands
 from fewstep.cli.options import (
     OWN,
     CaptionsOption,
@@ -311,3 +312,6 @@ def solvers() -> None:
     from fewstep.cli.commands import show_solvers
 
     show_solvers()
+
+
+add_commands(app)
