@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import diffusers
 import pytest
 import torch
 from PIL import Image
+from reference.pipelines_in_core import by_hand, in_core
 from reference.tiny_pipelines import (
     BETAS,
-    CLASSES,
-    EDGE,
     EDITORS,
     NEGATIVE,
     PIPELINES,
     PROMPTED,
-    PROMPTS,
     arguments,
     family,
     pipeline,
@@ -33,10 +31,8 @@ from torch import Tensor
 
 from fewstep.adapters.encoding import encode
 from fewstep.adapters.wrap import wrap
-from fewstep.calibration import Entry, Origin, Refinement, Settings, Table, fit, problem_of
-from fewstep.denoisers import ClassifierFree, Denoiser
-from fewstep.noise import Grid, NoiseLevel
-from fewstep.sampling import sample
+from fewstep.calibration import Origin, Refinement, Settings, fit, problem_of
+from fewstep.denoisers import ClassifierFree
 from fewstep.schedulers import CalibratedScheduler, EVODiffScheduler
 from fewstep.solvers import EVODiff, Solver, TabulatedSolver
 
@@ -62,38 +58,14 @@ def evodiff(name: str, dtype: torch.dtype | None = None) -> Any:
     return pipe
 
 
-class Core(NamedTuple):
-    """What the core needs to do what a pipeline does."""
-
-    denoiser: Denoiser
-    cond: Any
-
-
-def core_of(pipe: Any, name: str, guidance: float) -> Core:
-    if family(name) == "ddpm":
-        return Core(wrap(pipe), None)
-    if family(name) == "dit":
-        cond, uncond = {"class_labels": torch.tensor(CLASSES)}, {"class_labels": torch.tensor([1000])}
-    else:
-        cond, uncond = encode(pipe, PROMPTS, NEGATIVE, (EDGE[family(name)],) * 2)
-    return Core(wrap(pipe) if guidance == 1 else ClassifierFree(wrap(pipe), guidance, uncond), cond)
-
-
-def rest_of(grid: Grid, steps: int) -> Grid:
-    """The last steps of a grid."""
-    first = grid.steps - steps
-    return Grid(NoiseLevel(grid.levels.alpha[first:], grid.levels.sigma[first:]), grid.t[first:])
-
-
-def agrees(pipe: Any, name: str, guidance: float, made: Any, solver: Solver) -> None:
-    """The pipeline's run is the core's from the same start, over the same levels."""
-    core = core_of(pipe, name, guidance)
-    grid = rest_of(pipe.scheduler.grid, len(made.timesteps))
-    ours = sample(core.denoiser, solver, grid, made.first[:2], cond=core.cond)  # a guided DiT has each sample twice
+def agrees(pipe: Any, name: str, guidance: float, made: Any, solver: Solver, within: float | None = None) -> None:
+    """The pipeline's run is the core's from the same start, over the same levels, in float32 or better."""
+    ours = in_core(pipe, name, guidance, made, solver)
     guided = guidance != 1 and family(name) != "ddpm"
-    assert (ours.nfe, ours.network_evals) == (grid.steps, grid.steps * (1 + guided))
+    steps = len(made.timesteps)
+    assert (ours.nfe, ours.network_evals) == (steps, steps * (1 + guided))
     gap = (ours.x - made.last[:2]).abs().max()
-    assert gap <= (GUIDED * made.last.abs().max() if guided else 0)
+    assert gap <= ((GUIDED if guided else 0) if within is None else within) * made.last.abs().max()
 
 
 @pytest.mark.parametrize("guidance", GUIDANCE.values(), ids=GUIDANCE)
@@ -111,6 +83,14 @@ def test_a_pipeline_runs_and_is_the_cores_run(name: str, steps: int, guidance: f
     assert made.last.isfinite().all()
     assert float(pipe.scheduler.sigmas[-1]) == 0
     agrees(pipe, name, guidance, made, EVODiff())
+
+
+@pytest.mark.parametrize("name", ["sd", "flux"])
+def test_a_second_call_forgets_the_first(name: str) -> None:
+    pipe = evodiff(name)
+    wanted = run(pipe, 4, **arguments(name))
+    run(pipe, 7, **arguments(name))
+    assert torch.equal(run(pipe, 4, **arguments(name)).last, wanted.last)
 
 
 def test_guidance_changes_the_samples() -> None:
@@ -227,13 +207,6 @@ def test_two_experts_share_one_run() -> None:
 # Calibrated
 
 
-def by_hand(nfe: int) -> Table:
-    """A table that no fit made: its weights leave their trace in every step."""
-    kappa = tuple(12.0 * 0.3**i for i in range(nfe + 1))
-    weights = tuple(tuple(0.1 * (j + 1) / nfe for j in range(i + 1)) for i in range(nfe - 1))
-    return Table(Origin(), {nfe: Entry(kappa, weights, False, "ddim", "by hand", 0.1, 0.1, 0.1)})
-
-
 @pytest.mark.parametrize("guidance", GUIDANCE.values(), ids=GUIDANCE)
 @pytest.mark.parametrize("name", PIPELINES)
 def test_a_calibrated_pipeline_is_the_cores_run(name: str, guidance: float) -> None:
@@ -301,14 +274,13 @@ def test_the_way_back_to_the_stock_scheduler(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", [*PIPELINES, *EDITORS])
 def test_half_precision(name: str, dtype: torch.dtype) -> None:
-    pipe = evodiff(name, dtype)
+    pipe, guidance = evodiff(name, dtype), 4.0
     if name in EDITORS:
-        made, _ = edited(pipe, name, 4, 0.5)
+        made, _ = edited(pipe, name, 4, 0.5, guidance)
     else:
-        made = run(pipe, 4, **arguments(name, 4.0))
-    # Sana's pipeline keeps samples and outputs in float32 between calls, DiT's and DDPM's begin in the network's dtype.
+        made = run(pipe, 4, **arguments(name, guidance))
+    # Sana's pipeline keeps samples and outputs in float32 between calls.
     assert made.last.dtype == (torch.float32 if name == "sana" else dtype)
     assert made.last.isfinite().all()
-    whole = evodiff(name)
-    close = edited(whole, name, 4, 0.5)[0] if name in EDITORS else run(whole, 4, **arguments(name, 4.0))
-    assert made.timesteps == close.timesteps
+    if "inpaint" not in name:  # which round between calls, where the core does not; guidance multiplies it
+        agrees(pipe, name, guidance, made, EVODiff(), within=16 * torch.finfo(dtype).eps)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -381,3 +383,16 @@ def test_refusals_of_encode_and_decode() -> None:
 def test_a_configuration_may_come_from_json(tmp_path: Any) -> None:
     text = json.dumps(dict(pipeline("sdxl").scheduler.config))
     assert wrap(pipeline("sdxl").unet, json.loads(text)).schedule == wrap(pipeline("sdxl")).schedule
+
+
+def test_the_page_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "diffusers.md").read_text(encoding="utf-8")
+    section = page.split("## Any diffusers model in fewstep")[1].split("\n## ")[0]
+    pipe = pipeline("sd")
+    pipe.register_modules(unet=copy.deepcopy(pipe.unet))
+    names: dict[str, Any] = {"pipe": pipe}
+    for block in re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL):
+        exec(compile(block, "docs/diffusers.md", "exec"), names)
+    assert names["images"].shape == (2, 3, 128, 128)
+    assert (names["images"].abs() <= 1).all()
+    assert all(weight.grad is not None for weight in pipe.unet.parameters())
