@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import re
 import shutil
 import sys
@@ -16,9 +17,10 @@ from test_models import CONFIG, network
 from fewstep import _files
 from fewstep._card import _MORE_CALLS, _NFE, _SOLVER, model_card
 from fewstep._hub import FILES, is_id
+from fewstep.adapters.checkpoints import config_like, import_weights
 from fewstep.errors import CheckpointError, ConfigError, MissingExtra, MissingWeights, OutputError, UnknownName
 from fewstep.models import Chain, Model, ModelConfig, Part, bundled, load_model, save_model
-from fewstep.networks import Vocabulary
+from fewstep.networks import EDMUNet, Vocabulary
 from fewstep.noise import EDM, UniformLam
 from fewstep.solvers import DEFAULT_NFE, DEFAULT_SOLVER, SOLVERS
 
@@ -378,3 +380,54 @@ def test_a_config_of_every_kind_says_its_guidance() -> None:
     assert guidance(TOLD["nothing"]) == "none: it is told nothing"
     assert guidance(TOLD["classes"]) == "1 is none; scales were not measured"
     assert guidance(TOLD["chain"]) == "none: the chain was trained without, or has it inside"
+
+
+# The page.
+
+
+def page_blocks() -> list[str]:
+    text = (Path(__file__).parent.parent / "docs" / "hub.md").read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_what_the_page_shows_runs(
+    api: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    api.private = True
+    exec(compile("\n".join(page_blocks()[:2]), "hub.md", "exec"), {})
+    assert capsys.readouterr().out == "True\n"
+    assert set(api.files) == set(FILES)
+
+
+class EDMPrecond(torch.nn.Module):
+    """Stands in for the object in one of EDM's files: a state, and the arguments that it was made with."""
+
+    def __init__(self, **init_kwargs: object) -> None:
+        super().__init__()
+        self.init_kwargs = init_kwargs
+        self.model = EDMUNet(3, 8, 8, (1, 2), 1, (4,), n_classes=4)
+
+
+def test_the_script_of_the_page_writes_what_import_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = EDMPrecond(
+        img_resolution=8,
+        img_channels=3,
+        label_dim=4,
+        model_type="SongUNet",
+        model_channels=8,
+        channel_mult=[1, 2],
+        num_blocks=1,
+        attn_resolutions=[4],
+        use_fp16=False,
+    )
+    monkeypatch.chdir(tmp_path)
+    Path("network.pkl").write_bytes(pickle.dumps({"ema": network, "loss_fn": None}))
+    monkeypatch.setattr(sys, "argv", ["to_safetensors.py", "network.pkl"])
+    exec(compile(page_blocks()[2], "to_safetensors.py", "exec"), {})
+    found = import_weights("edm.safetensors", config_like("edm.json"))
+    expected = network.model.state_dict()
+    assert found.network.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.network.state_dict().items())
+    with pytest.raises(CheckpointError, match="may be code, so it was not loaded"):
+        import_weights("network.pkl", config_like("edm.json"))

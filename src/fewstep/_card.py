@@ -186,7 +186,9 @@ def _way(config: ModelConfig, table: _Fitted | None) -> tuple[list[str], list[st
         made = f"solver, grid = Table.from_json(model.calibration).way(model.denoiser.schedule, nfe={table.middle})"
         return ["from fewstep.calibration import Table"], [made]
     noisy, clean = config.schedule.build(SCHEDULES, "schedule").lam_range()
-    first, last = min(_KAPPA[0], math.exp(-noisy)), max(_KAPPA[1], math.exp(-clean))
-    grid = f"Karras(kappa_max={first}, kappa_min={last})(model.denoiser.schedule, steps={_NFE})"
+    # A limit that is the usual one but for rounding reads better as the usual one.
+    first = _KAPPA[0] if -noisy > math.log(_KAPPA[0]) - 1e-9 else math.exp(-noisy)
+    last = _KAPPA[1] if -clean < math.log(_KAPPA[1]) + 1e-9 else math.exp(-clean)
+    grid = f"grid = Karras(kappa_max={first:.9g}, kappa_min={last:.9g})(model.denoiser.schedule, steps={_NFE})"
     imports = ["from fewstep.noise import Karras", "from fewstep.solvers import EVODiff"]
-    return imports, [f"solver, grid = EVODiff(), {grid}"]
+    return imports, ["solver = EVODiff()", grid]
