@@ -86,6 +86,15 @@ def test_every_timestep_of_a_table_is_told_exactly(name: str) -> None:
     assert torch.equal(label, k.float())
 
 
+def test_the_first_timestep_is_exactly_zero_where_the_clock_comes_back_a_bit_above_one() -> None:
+    one, above = torch.ones(1, dtype=torch.float64), 0
+    for first in torch.logspace(-5, -2, 60).tolist():
+        table = Tabulated.linear(first, 0.02 + first, 100)
+        above += int(table.t_of_lam(table.level(one).lam) > 1)
+        assert told(table, table.level(one)) == 0
+    assert above > 5  # else this proves nothing
+
+
 def test_between_timesteps_the_clock_is_told_and_below_the_first_the_first() -> None:
     table = TABLES["sd"]
     clock = torch.tensor([500.25, 1.5, 0.5, 1e-3], dtype=torch.float64)
@@ -376,6 +385,9 @@ def test_refusals_of_conditions_and_channels() -> None:
 def test_refusals_of_encode_and_decode() -> None:
     refuses(ConfigError, "A DDPMPipeline with a UNet2DModel", lambda: encode(pipeline("ddpm"), PROMPTS))
     refuses(ConfigError, "A DiTPipeline", lambda: decode(pipeline("dit"), noise("dit")))
+    refiner = pipeline("sdxl-img2img")
+    refiner.register_to_config(requires_aesthetics_score=True)
+    refuses(ConfigError, "SDXL's refiner", lambda: encode(refiner, PROMPTS))
     refuses(ConfigError, "prompts='a fox'", lambda: encode(pipeline("sd"), "a fox"))
     refuses(ShapeError, "for 8 x 8 tokens", lambda: decode(pipeline("flux"), noise("flux"), (32, 32)))
 

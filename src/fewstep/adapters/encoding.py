@@ -88,6 +88,10 @@ def _stable_diffusion(pipeline: Any, asked: _Asked, size: _Size) -> tuple[_Condi
 
 
 def _sdxl(pipeline: Any, asked: _Asked, size: _Size) -> tuple[_Conditions, _Conditions]:
+    if getattr(pipeline.config, "requires_aesthetics_score", False):
+        raise ConfigError(
+            "Prompts for SDXL's refiner", "It is told a score of beauty, and not the size", "Use its own pipeline"
+        )
     given, nothing, pooled, pooled_nothing = pipeline.encode_prompt(**asked)
     times = given.new_tensor([[*size, 0, 0, *size]]).expand(len(given), -1)  # original size, corner of the crop, size
     cond = {"encoder_hidden_states": given, "text_embeds": pooled, "time_ids": times}

@@ -53,7 +53,7 @@ def _timestep(level: NoiseLevel, schedule: Schedule) -> Tensor:
         # Between clean data and timestep 0 a network knows no better.
         return (schedule.t_of_lam(level.lam).float() - 1).clamp(min=0)
     if isinstance(schedule, LinearFlow | ShiftedFlow):
-        return (1000 * level.sigma / (level.alpha + level.sigma)).float()
+        return (1000 * level.sigma).float()
     raise ConfigError(
         f"label='timestep' for a network of {schedule}",
         "Timesteps belong to a table (Tabulated) or a flow (LinearFlow, ShiftedFlow)",
