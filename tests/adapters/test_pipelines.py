@@ -219,6 +219,17 @@ def test_a_calibrated_pipeline_is_the_cores_run(name: str, guidance: float) -> N
     agrees(pipe, name, guidance, made, TabulatedSolver(entry.weights, entry.kappa))
 
 
+@pytest.mark.parametrize("name", ["sd-img2img", "sdxl-img2img", "sd3-img2img"])
+def test_a_calibrated_edit_uses_what_is_left_of_the_weights(name: str) -> None:
+    pipe, entry = pipeline(name), by_hand(4).entries[4]
+    pipe.scheduler = CalibratedScheduler.from_config(pipe.scheduler.config, calibration=by_hand(4).to_json())
+    made, ((data, noise, first),) = edited(pipe, name, 4, 0.75)
+    assert made.calls == 3
+    is_noised(data, noise, first, entry.kappa[1], family(name) in FLOWS)
+    # Without step 0 there is no estimate 0: rows lose their first weight, and the first row with it.
+    agrees(pipe, name, 1.0, made, TabulatedSolver(tuple(row[1:] for row in entry.weights[1:]), entry.kappa[1:]))
+
+
 def test_a_table_fitted_to_a_wrapped_pipeline_serves_the_pipeline() -> None:
     pipe = pipeline("sd3")
     cond, uncond = encode(pipe, [str(k) for k in range(16)], NEGATIVE, (16, 16))
