@@ -35,6 +35,7 @@ _DEFAULTS: dict[str, Any] = {
     "sigma_data": 0.5,
     **dict(zip(_KINDS, _VARIANTS["ddpmpp"], strict=True)),
 }
+_MOST_CLASSES = 100_000  # each has a name in the configuration
 _OF_TRAINING = ("use_fp16", "dropout", "label_dropout")  # change nothing in how a trained network is sampled
 
 
@@ -67,9 +68,14 @@ def edm_config(content: Mapping[str, Any], name: str = "edm") -> ModelConfig:
     _require(said["class_name"] == "EDMPrecond", f"class_name={said['class_name']!r}", "Only EDMPrecond is")
     _require(said["model_type"] == "SongUNet", f"model_type={said['model_type']!r}", "Only SongUNet is")
     _require(said["channel_mult_emb"] == 4, f"channel_mult_emb={said['channel_mult_emb']!r}", "Only 4 is")
-    for key in ("sigma_min", "sigma_max", "sigma_data", "label_dim"):
-        _require(type(said[key]) in (int, float), f"{key}={said[key]!r}", "Only numbers are")
-    classes = tuple(map(str, range(int(said["label_dim"]))))
+    for key in ("sigma_min", "sigma_max", "sigma_data"):
+        number = type(said[key]) in (int, float) and not math.isnan(said[key])
+        _require(
+            number and (key != "sigma_data" or math.isfinite(said[key])), f"{key}={said[key]!r}", "Only numbers are"
+        )
+    few = type(said["label_dim"]) is int and 0 <= said["label_dim"] <= _MOST_CLASSES
+    _require(few, f"label_dim={said['label_dim']!r}", f"Only numbers of classes up to {_MOST_CLASSES:,} are")
+    classes = tuple(map(str, range(said["label_dim"])))
     noisiest = min(EDM.sigma_max, said["sigma_max"])  # EDM samples from 80 whatever the network knows beyond
     return ModelConfig(
         name=name,
