@@ -157,6 +157,9 @@ COMPLAINTS = {
         OF_LATENTS, trailing(DPM), FLUX, "flux", EIGHT, "D09", "FluxTransformer2DModel", "epsilon"
     ),
     "flow scheduler, other weights": warning(XL, OF_SD3, SDXL, "sdxl", FOUR, "D09", "cross_attention_dim=2048"),
+    "flow scheduler out of the configuration of SDXL": warning(
+        XL, {**EULER, **OF_SD3}, SDXL, "sdxl", FOUR, "D09", "FlowMatchEulerDiscreteScheduler", "straight path"
+    ),
     "v taken for noise": error(OLD, trailing(DPM), SD2V, "sd2", EIGHT, "D09", "sample_size=96", "'epsilon'"),
     "Heun does not take what Flux passes": error(
         OF_LATENTS,

@@ -88,6 +88,8 @@ def test_what_an_image_costs_is_counted(tmp_path):
     assert "50 steps are 51 calls per image." in cost.evidence
     flux = examine(write_pipeline(tmp_path / "flux", "FluxPipeline", OF_FLUX, FLUX), steps=8)
     assert "D10" not in found(flux), "its guidance is told to the network"
+    klein = examine(write_pipeline(tmp_path / "flux2", "Flux2Pipeline", OF_FLUX, FLUX), steps=8)
+    assert "D10" not in found(klein), "guidance_embeds says so, too"
 
 
 def test_steps_that_draw_noise_are_named(tmp_path):

@@ -63,6 +63,16 @@ def test_a_scheduler_alone(tmp_path):
     assert on_disk.subject["kind"] == "scheduler"
 
 
+def test_schedulers_of_a_kind_of_their_own_get_no_alarm():
+    """SCM has no levels to tell, DDIMInverse goes from images to noise, CogVideoX's step wants an older sample."""
+    for kind in (diffusers.SCMScheduler, diffusers.DDIMInverseScheduler):
+        (finding,) = examine(kind(), steps=4).findings
+        assert (finding.code, finding.severity) == ("D11", "note")
+    report = examine(diffusers.CogVideoXDPMScheduler(timestep_spacing="trailing"), steps=8)
+    assert report.findings == ()
+    assert report.runs[0].timesteps[0] == 999
+
+
 def table(schedule: str) -> Table:
     entry = Entry((10.0, 1.0, 0.1), ((0.5,),), False, "euler", "karras", 0.1, 0.1, 0.1)
     return Table(Origin(schedule=schedule), {2: entry})

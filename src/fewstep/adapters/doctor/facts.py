@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from fewstep.adapters.diffusers_config import explicit, is_flow
+from fewstep.adapters.diffusers_config import explicit
 from fewstep.adapters.doctor.pipelines import Habits
-from fewstep.adapters.doctor.runs import Run, terminal_angle
+from fewstep.adapters.doctor.runs import Run, samples_flow, terminal_angle
 from fewstep.adapters.doctor.subject import Subject
 
 __all__ = ["BETAS", "FLOWS", "RAMPS", "Case", "again", "called", "few", "ours", "trailing"]
@@ -64,7 +64,7 @@ class Case:
     @property
     def flow(self) -> bool:
         """Whether the scheduler samples a flow."""
-        return is_flow(self.config)
+        return samples_flow(self.subject.scheduler)
 
     @property
     def network(self) -> str:

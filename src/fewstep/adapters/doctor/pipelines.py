@@ -19,7 +19,7 @@ __all__ = ["Habits", "habits_of"]
 # sigmas = np.linspace(1.0, 1 / num_inference_steps, ..), np.linspace(1.0, 0.0, num_inference_steps + 1)[:-1], or a
 # function that makes them; not in a comment.
 _SIGMAS = re.compile(
-    r"^[^#\n]*(linspace\(1(\.0)?, (1 / num_inference_steps|0(\.0)?, num_inference_steps \+ 1)"
+    r"^[^#\n]*(linspace\(1(\.0)?, (1(\.0)? / num_inference_steps|0(\.0)?, num_inference_steps \+ 1)"
     r"|get_default_\w+_sigmas\()",
     re.MULTILINE,
 )

@@ -22,7 +22,7 @@ import torch
 from fewstep.adapters.diffusers_config import is_flow
 from fewstep.adapters.doctor.pipelines import Habits
 
-__all__ = ["Run", "angle_of", "quiet", "run_of", "terminal_angle"]
+__all__ = ["Run", "quiet", "run_of", "samples_flow", "terminal_angle"]
 
 _ENDS_CLEAN = ("LCMScheduler", "DDPMScheduler", "DDPMParallelScheduler")  # their last step returns the estimate itself
 _SAME = 1e-9
@@ -36,7 +36,8 @@ class Run:
     Args:
         steps: number of steps that were asked for.
         timesteps: what the network is told at each call.
-        angles: of the level at each call, and of the end, radians; empty if the scheduler keeps them to itself.
+        angles: of the level at each call, and of the end, radians; empty if the scheduler keeps them to itself, or
+            does not go from noise to an image.
         failure: what `set_timesteps` or `step` raised, or made of an output of zeros; empty if all went well.
         draws: whether its steps draw noise.
     """
@@ -87,6 +88,8 @@ def run_of(scheduler: Any, steps: int, habits: Habits, *, sigmas: Sequence[float
         What it did.
     """
     scheduler = copy.deepcopy(scheduler)
+    if not any(hasattr(scheduler, name) for name in ("alphas_cumprod", "sigmas")):
+        return Run(steps)  # of a kind of its own, such as SCM's
     with quiet():
         given = _arguments(scheduler.config, steps, habits, sigmas)
         try:
@@ -134,6 +137,8 @@ def _walked(scheduler: Any, begin: int, seed: int) -> torch.Tensor | str:
         getattr(scheduler, "init_noise_sigma", 1) or 1
     )
     takes = inspect.signature(scheduler.step).parameters
+    if any(takes[name].default is inspect.Parameter.empty for name in [*takes][3:] if takes[name].kind.value < 2):
+        return x  # it wants more than an output, a timestep and a sample, which only its own pipeline has
     noise = {"generator": torch.Generator().manual_seed(seed)} if "generator" in takes else {}
     begin *= int(getattr(scheduler, "order", 1))
     try:
@@ -147,21 +152,26 @@ def _walked(scheduler: Any, begin: int, seed: int) -> torch.Tensor | str:
     return x if bool(x.isfinite().all()) else "step makes NaN or infinity of a network's output of zeros"
 
 
-def angle_of(sigma: float, flow: bool) -> float:
-    """Angle of a level as diffusers writes it, radians."""
-    return math.atan2(sigma, 1 - sigma) if flow else math.atan(sigma)
+def samples_flow(scheduler: Any) -> bool:
+    """Whether a scheduler is one of flows; a FlowMatch* is, whatever configuration it was made from."""
+    return type(scheduler).__name__.startswith("FlowMatch") or is_flow(scheduler.config)
 
 
 def _angles(scheduler: Any) -> tuple[float, ...]:
-    """Of every call and of the end; none of a scheduler of an unknown kind."""
+    """Of every call and of the end; none of a scheduler of an unknown kind, or of one that inverts images."""
+    found = _levels(scheduler)
+    return found if found and found[0] >= max(found) - _SAME else ()
+
+
+def _levels(scheduler: Any) -> tuple[float, ...]:
     calls = len(scheduler.timesteps)
     sigmas, bar = getattr(scheduler, "sigmas", None), getattr(scheduler, "alphas_cumprod", None)
-    flow = is_flow(scheduler.config)
+    flow = samples_flow(scheduler)
     if sigmas is not None and len(sigmas) == calls + 1:
         levels = [float(sigma) for sigma in sigmas]
         if scheduler.config.get("invert_sigmas"):
             levels = [1 - level for level in levels]
-        return tuple(angle_of(level, flow) for level in levels)
+        return tuple(math.atan2(level, 1 - level) if flow else math.atan(level) for level in levels)
     if bar is None or flow:
         return ()
     last = getattr(scheduler, "final_alpha_cumprod", 1.0)
@@ -172,7 +182,7 @@ def _angles(scheduler: Any) -> tuple[float, ...]:
 
 def terminal_angle(scheduler: Any) -> float | None:
     """Angle of the noisiest level that the network knows; None if the scheduler does not say."""
-    if is_flow(scheduler.config):
+    if samples_flow(scheduler):
         return math.pi / 2
     bar = getattr(scheduler, "alphas_cumprod", None)
     return None if bar is None else math.acos(math.sqrt(float(bar[-1])))

@@ -210,8 +210,16 @@ def _noise_of_nothing(case: Case) -> Iterator[Finding]:
 
 
 def _does_not_run(case: Case) -> Iterator[Finding]:
-    """D11: the scheduler raises, or makes NaN out of zeros."""
+    """D11: the scheduler raises, or makes NaN out of zeros; or nobody can tell."""
     run = case.run
+    if not (run.failure or run.angles or case.subject.chain):
+        yield Finding(
+            "D11",
+            "note",
+            "The levels of this scheduler cannot be read",
+            f"{case.subject.scheduler_name} is of a kind of its own, so most checks had nothing to look at",
+            f"pipe.scheduler.set_timesteps({run.steps}); print(pipe.scheduler.timesteps)",
+        )
     if not run.failure or any(True for _ in _repeated(case)):
         return
     yield Finding(
