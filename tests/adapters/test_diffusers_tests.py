@@ -6,9 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("diffusers")
-
 from benchmarks.diffusers_tests import EXCLUDED, EXCLUDED_CALIBRATED, all_runs, failures
 
 DPM = """

@@ -1,4 +1,4 @@
-"""The scheduler is the core: whole loops of a pipeline against `sample`, in float64, and the contract of diffusers.
+"""The scheduler is the core: whole loops of a pipeline against `sample`, in float64.
 
 The loops are those whose results diffusers' own tests state for DPM-Solver++ alone (`benchmarks/diffusers_tests.py`
 names each): the same toy network and configuration, and what comes out has to be what the core makes on the same
@@ -7,21 +7,17 @@ levels. Nothing here asks the scheduler for its levels: they are spacings of the
 
 from __future__ import annotations
 
-import copy
-import logging
-import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
+import diffusers
 import pytest
 import torch
+from tests.adapters.scheduler_loops import CONFIG, STEPS, calibrated, gap, loop, made_table, network, ramp, set_up
 from torch import Tensor
 
-diffusers = pytest.importorskip("diffusers")
-
-from fewstep.calibration import Entry, Origin, Table  # noqa: E402
-from fewstep.errors import ConfigError  # noqa: E402
-from fewstep.noise import (  # noqa: E402
+from fewstep.errors import ConfigError
+from fewstep.noise import (
     Grid,
     Karras,
     LinearFlow,
@@ -33,45 +29,12 @@ from fewstep.noise import (  # noqa: E402
     UniformTime,
     perturb,
 )
-from fewstep.sampling import sample  # noqa: E402
-from fewstep.schedulers import CalibratedScheduler, EVODiffScheduler  # noqa: E402
-from fewstep.solvers import EVODiff, Solver  # noqa: E402
+from fewstep.sampling import sample
+from fewstep.schedulers import EVODiffScheduler
+from fewstep.solvers import EVODiff, Solver
 
-# Stock schedulers hand tensors to numpy in a way that numpy 2 frowns at.
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:{name}:DeprecationWarning")
-    for name in ("__array__ implementation doesn't accept", "__array_wrap__ must accept")
-]
-
-CONFIG = {"beta_schedule": "linear", "lower_order_final": False, "final_sigmas_type": "sigma_min"}
 TABLE = Tabulated.linear()
-STEPS = 10
-SHAPE = (4, 3, 8, 8)
 CLOSE = 1e-11  # float64 through ten steps
-Loop = Callable[[Any, Tensor], Tensor]
-
-
-def network(x: Tensor, timestep: Tensor | float) -> Tensor:
-    """Half a network: it leaves more of the sample the noisier that is."""
-    t = torch.as_tensor(timestep).to(x.dtype)
-    return x * t / (t + 1)
-
-
-def ramp(shape: tuple[int, ...] = SHAPE) -> Tensor:
-    numbers = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
-    return (numbers / len(numbers)).reshape(shape)
-
-
-def loop(scheduler: Any, x: Tensor, start: int = 0) -> Tensor:
-    for t in scheduler.timesteps[start:]:
-        x = scheduler.step(network(x, t), t, x).prev_sample
-    return x
-
-
-def set_up(steps: int = STEPS, **config: Any) -> Any:
-    scheduler = EVODiffScheduler(**{**CONFIG, **config})
-    scheduler.set_timesteps(steps)
-    return scheduler
 
 
 def denoised_of(prediction: str, clip: Callable[[Tensor], Tensor] = lambda x0: x0) -> Any:
@@ -95,10 +58,6 @@ def thresholded(x0: Tensor) -> Tensor:
     options = {"thresholding": True, "dynamic_thresholding_ratio": 0.87, "sample_max_value": 0.5}
     made: Tensor = diffusers.DPMSolverMultistepScheduler(**options)._threshold_sample(x0)
     return made
-
-
-def gap(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max() / b.abs().max())
 
 
 CASES: dict[str, tuple[dict[str, Any], Spacing, str]] = {
@@ -128,6 +87,7 @@ def test_the_loop_is_the_core(name: str) -> None:
     assert apart <= most, f"differs by {apart:.1e}"
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")  # the stock one's
 def test_linspace_is_the_core_on_the_timesteps_of_the_stock_scheduler() -> None:
     stock = diffusers.DPMSolverMultistepScheduler(**CONFIG, timestep_spacing="linspace")
     stock.set_timesteps(STEPS)
@@ -181,22 +141,6 @@ def test_a_flow_is_the_core() -> None:
     assert apart <= CLOSE, f"differs by {apart:.1e}"
 
 
-# Calibrated
-
-
-def made_table(steps: int = STEPS) -> Table:
-    """A table that is nobody's: levels and weights from a formula."""
-    kappa = tuple(torch.logspace(2, -1.9, steps + 1, dtype=torch.float64).tolist())
-    weights = tuple(tuple(0.1 / (1 + i - j) for j in range(i)) for i in range(1, steps))
-    return Table(Origin(), {steps: Entry(kappa, weights, False, "none", "formula", 0.0, 0.0, 0.0)})
-
-
-def calibrated(steps: int = STEPS) -> Any:
-    scheduler = CalibratedScheduler(**CONFIG, calibration=made_table(steps).to_json())
-    scheduler.set_timesteps(steps)
-    return scheduler
-
-
 def test_a_calibrated_loop_is_the_core() -> None:
     solver: Solver[Any]
     solver, grid = made_table().way(TABLE, STEPS)
@@ -210,128 +154,3 @@ def test_a_calibrated_loop_is_the_core() -> None:
 def test_a_table_has_its_own_levels(asked: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="calibrated"):
         calibrated().set_timesteps(**asked)
-
-
-# The contract
-
-
-@pytest.fixture
-def said() -> Iterator[list[str]]:
-    """What diffusers and fewstep log; diffusers' logger keeps its records from pytest."""
-    lines: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    loggers = [logging.getLogger(name) for name in ("diffusers", "fewstep")]
-    for logger in loggers:
-        logger.addHandler(handler)
-    yield lines
-    for logger in loggers:
-        logger.removeHandler(handler)
-
-
-@pytest.mark.parametrize("steps", [1, 2, 3, 5, 10, 50, 100, 999, 1000])
-@pytest.mark.parametrize("end", ["zero", "sigma_min"])
-def test_any_number_of_steps_runs(steps: int, end: str) -> None:
-    scheduler = set_up(steps, final_sigmas_type=end)
-    assert scheduler.num_inference_steps == len(scheduler.timesteps) == len(scheduler.sigmas) - 1 == steps
-    assert bool((scheduler.timesteps.diff() < 0).all()), "timesteps repeat"
-    assert bool((scheduler.sigmas.diff() < 0).all()), "sigmas repeat"
-    assert bool(loop(scheduler, ramp((1, 1, 2, 2))).isfinite().all())
-    assert scheduler.step_index == steps
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_comes_back_as_it_went_in(dtype: torch.dtype) -> None:
-    """And is no worse than its own rounding, as the arithmetic is in float32."""
-    scheduler = set_up(thresholding=True, dynamic_thresholding_ratio=0.9)
-    t, x = scheduler.timesteps[0], ramp()
-    out = network(x, t).to(dtype)
-    half = scheduler.step(out, t, x.to(dtype)).prev_sample
-    scheduler.set_timesteps(STEPS)
-    whole = scheduler.step(out.float(), t, x.to(dtype).float()).prev_sample
-    assert half.dtype == dtype
-    assert torch.equal(half, whole.to(dtype))
-
-
-@pytest.mark.parametrize("end", ["zero", "sigma_min"])
-@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
-def test_its_own_timesteps_given_back_change_nothing(end: str, prediction: str) -> None:
-    config = {"final_sigmas_type": end, "prediction_type": prediction}
-    scheduler, given = set_up(**config), set_up(**config)
-    given.set_timesteps(timesteps=scheduler.timesteps)
-    assert torch.equal(loop(given, ramp()), loop(scheduler, ramp()))
-
-
-def test_given_sigmas_are_visited() -> None:
-    scheduler = set_up(use_karras_sigmas=True, final_sigmas_type="zero")
-    given = set_up(final_sigmas_type="zero")
-    given.set_timesteps(sigmas=scheduler.sigmas[:-1].double())
-    torch.testing.assert_close(given.sigmas, scheduler.sigmas, rtol=1e-6, atol=0)
-    apart = gap(loop(given, ramp()), loop(scheduler, ramp()))
-    assert apart <= 1e-5, f"differs by {apart:.1e}"
-
-
-@pytest.mark.parametrize("make", [set_up, calibrated])
-@pytest.mark.parametrize("way", ["saved", "copied", "pickled", "config"])
-def test_a_scheduler_survives(make: Callable[[], Any], way: str, tmp_path: Any) -> None:
-    scheduler = make()
-    if way == "saved":
-        scheduler.save_pretrained(tmp_path)
-        other = type(scheduler).from_pretrained(tmp_path)
-    elif way == "config":
-        other = type(scheduler).from_config(scheduler.config)
-    else:
-        other = copy.deepcopy(scheduler) if way == "copied" else pickle.loads(pickle.dumps(scheduler))
-    assert {**other.config, "_use_default_values": 0} == {**scheduler.config, "_use_default_values": 0}
-    other.set_timesteps(STEPS)
-    assert torch.equal(loop(other, ramp()), loop(scheduler, ramp()))
-
-
-def test_a_tuple_holds_the_same() -> None:
-    x, outputs = ramp(), []
-    for as_dict in (True, False):
-        scheduler = set_up()
-        t = scheduler.timesteps[0]
-        outputs.append(scheduler.step(network(x, t), t, x, return_dict=as_dict))
-    assert isinstance(outputs[1], tuple)
-    assert torch.equal(outputs[0].prev_sample, outputs[1][0])
-
-
-SIBLINGS = [kind.name for kind in diffusers.schedulers.KarrasDiffusionSchedulers]
-
-
-def sibling(name: str, **config: Any) -> Any:
-    """A stock scheduler; the one that needs torchsde is a test where that is installed."""
-    if name == "DPMSolverSDEScheduler":
-        pytest.importorskip("torchsde")
-    return getattr(diffusers, name).from_config(config)
-
-
-@pytest.mark.parametrize("name", [*SIBLINGS, "FlowMatchEulerDiscreteScheduler"])
-def test_there_and_back_through_any_sibling(name: str, said: list[str]) -> None:
-    """The configuration comes back as it was, and nobody complains on the way but those that know no betas."""
-    kind = "flow_prediction" if name.startswith("Flow") else "v_prediction"
-    first = EVODiffScheduler(**CONFIG, prediction_type=kind)
-    back = EVODiffScheduler.from_config(sibling(name, **first.config).config)
-    own = {key: value for key, value in first.config.items() if not key.startswith("_")}
-    assert {key: back.config[key] for key in own} == own
-    if name in (
-        "EDMEulerScheduler",
-        "FlowMatchEulerDiscreteScheduler",
-    ):  # diffusers cannot look up whose keys these are
-        assert ["are not expected and will be ignored" in line for line in said] == [True]
-    else:
-        assert said == []
-
-
-@pytest.mark.parametrize("name", SIBLINGS)
-@pytest.mark.parametrize("spacing", ["leading", "trailing"])
-def test_a_stock_configuration_becomes_ours(name: str, spacing: str, said: list[str]) -> None:
-    """And is told once, and only then, that it does not get its leading timesteps."""
-    stock = sibling(name, prediction_type="v_prediction", timestep_spacing=spacing)
-    if "timestep_spacing" not in stock.config:  # of continuous models
-        pytest.skip(f"{name} has no spacings")
-    said.clear()
-    config = EVODiffScheduler.from_config(stock.config).config
-    assert (config.prediction_type, config.timestep_spacing) == ("v_prediction", "trailing")
-    assert ["'trailing' is used" in line for line in said] == [True] * (spacing == "leading")
