@@ -11,11 +11,24 @@ from torch import Tensor
 
 from contracts.inventory import f64, gap
 from contracts.problems import MixtureDenoiser, batch
-from fewstep.noise import EDM, Grid, Karras, LinearFlow, NoiseLevel, UniformFlow, UniformLam, VPLinear
+from fewstep.noise import (
+    EDM,
+    Explicit,
+    Grid,
+    Karras,
+    LinearFlow,
+    NoiseLevel,
+    Spacing,
+    Tabulated,
+    Trailing,
+    UniformFlow,
+    UniformLam,
+    VPLinear,
+)
 from fewstep.sampling import Full, sample
-from fewstep.solvers import EVODiff
+from fewstep.solvers import DDIM, EVODiff
 from fewstep.solvers.evodiff_default import DefaultRule, _mix
-from fewstep.solvers.evodiff_prior import CLUSTERED, DIFFUSE, Family, weights_of
+from fewstep.solvers.evodiff_prior import CLUSTERED, DIFFUSE, Family, _seen, weights_of
 
 FAMILIES = {"diffuse": DIFFUSE, "clustered": CLUSTERED}
 families = pytest.mark.parametrize("name", FAMILIES)
@@ -28,11 +41,24 @@ def mixture() -> tuple[Mixture, np.ndarray]:
     )
 
 
-@pytest.mark.parametrize("spacing", [UniformLam(), Karras(), UniformLam(-3.0, 3.0)], ids=["lam", "karras", "short"])
-def test_the_rule_is_its_description(spacing: UniformLam | Karras) -> None:
+# Levels of a straight path, begun at next to pure noise: the first step is blind to what is below it.
+BLIND = (1e4, 7.0, 3.0, 5 / 3, 1.0, 0.6, 1 / 3, 1 / 7, 0.01)
+
+
+@pytest.mark.parametrize(
+    "spacing",
+    [
+        UniformLam(),
+        Karras(),
+        UniformLam(-3.0, 3.0),
+        lambda schedule, steps: Explicit(BLIND[-1 - steps :])(EDM(sigma_max=1e4), steps),
+    ],
+    ids=["lam", "karras", "short", "blind"],
+)
+def test_the_rule_is_its_description(spacing: Spacing) -> None:
     """Against numpy: normal equations, scipy's roots, whole residuals; every sample of every run."""
     data, noise = mixture()
-    for steps in (1, 2, 3, 5, 8, 12):
+    for steps in (1, 2, 3, 5, 8, 12) if isinstance(spacing, UniformLam | Karras) else (8,):
         grid = spacing(EDM(), steps)
         kappa = grid.levels.kappa.numpy()
         want = evodiff_default(lambda y, k: data(y, 1.0, k), noise * kappa[0], kappa)
@@ -179,3 +205,31 @@ def test_gradient_through_the_mix() -> None:
         return sample(lambda x, level, cond=None: CLUSTERED.denoised(x, level, s), EVODiff(), grid, x, unroll=Full()).x
 
     assert torch.autograd.gradcheck(run, (s,), eps=1e-6, atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [3, 4, 5, 6, 8, 10, 15])
+def test_a_straight_path_from_pure_noise_is_no_trap(steps: int) -> None:
+    """Its first step is long, and larger scales than that has seen would have to be undone: with weights of 20."""
+    data, noise = mixture()
+    schedule, x = LinearFlow(), torch.tensor(noise)
+    # Data off the origin: what a network says at pure noise is a mean, and nothing of a prior around 0.
+    moved = Mixture(data.means + 0.9, data.std, data.weights)
+    exact = sample(MixtureDenoiser(moved), EVODiff(), UniformFlow()(schedule, 400), x).x
+    grid = UniformFlow()(schedule, steps)
+    error = {rule: (sample(MixtureDenoiser(moved), rule, grid, x).x - exact).norm() for rule in (EVODiff(), DDIM())}
+    assert error[EVODiff()] < error[DDIM()]
+    largest = max(float(w.abs().max()) for family in FAMILIES.values() for w in weights_of(family, grid).step)
+    assert largest < 6
+
+
+@families
+def test_only_a_blind_first_step_leaves_scales_out(name: str) -> None:
+    family = FAMILIES[name]
+
+    def largest(grid: Grid) -> float:
+        return float(family.atoms(_seen(*grid.levels))[0].max())
+
+    for grid in (Karras()(EDM(), 2), UniformLam()(VPLinear(), 5), Trailing()(Tabulated.scaled_linear(), 2)):
+        assert largest(grid) == pytest.approx(family.largest)
+    assert largest(UniformFlow()(LinearFlow(), 8)) == pytest.approx(3.5), "half of the first finite kappa, 7"
+    assert largest(UniformFlow()(LinearFlow(), 2)) == pytest.approx(max(0.5, 3 * family.smallest))

@@ -78,12 +78,14 @@ def family_weights(
 
 def evodiff_default(denoise: Callable[[Array, float], Array], y: Array, kappa: Array) -> list[Array]:
     """All samples of a run, each of shape (b, d), alpha = 1."""
-    wide = np.geomspace(0.01, 10, 32)
+    # What the first step cannot have missed; a first level below 160 sees all there is.
+    seen = kappa[1] / 2 * (1 + (160 / kappa[0]) ** 4)
+    wide = np.geomspace(0.01, np.clip(seen, 0.03, 10), 32)
     diffuse = family_weights(
         kappa, wide, np.ones(32), 1e-6,
         lambda y, k, s: s**2 / (s**2 + k**2) * y, lambda k, s, z: z * np.sqrt(s**2 + k**2),
     )  # fmt: skip
-    s, z = np.repeat(np.geomspace(0.1, 10, 20), 8), np.tile(norm.ppf(0.5 + (np.arange(8) + 0.5) / 16), 20)
+    s, z = np.repeat(np.geomspace(0.1, np.clip(seen, 0.3, 10), 20), 8), np.tile(norm.ppf(0.5 + (np.arange(8) + 0.5) / 16), 20)
     clustered = family_weights(kappa, s, z, 1e-4, pair_denoised, pair_exact)
     ys, ms = [y], []
     above = below = np.zeros((len(y), 1))
@@ -91,8 +93,8 @@ def evodiff_default(denoise: Callable[[Array, float], Array], y: Array, kappa: A
         m = denoise(ys[i], kappa[i])
         theta = np.zeros((len(y), 1))
         if i:
-            seen = [sum(c * q for c, q in zip(f[1][i], ms[-MEMORY:], strict=True)) for f in (diffuse, clustered)]
-            r, other = m - seen[0], m - seen[1]
+            told = [sum(c * q for c, q in zip(f[1][i], ms[-MEMORY:], strict=True)) for f in (diffuse, clustered)]
+            r, other = m - told[0], m - told[1]
             above = above + (r * (r - other)).sum(1, keepdims=True)
             below = below + ((r - other) ** 2).sum(1, keepdims=True)
             pull = DRAW * ((m - ms[-1]) ** 2).sum(1, keepdims=True)

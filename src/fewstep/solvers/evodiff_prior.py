@@ -22,6 +22,14 @@ with the sum held and the ridge on all weights but the newest: a small linear le
 weights of very long steps calm, where a prior says little of the data at hand, and vanishes with the step faster than
 anything a rule of second order leaves, so it costs no order. The same estimator says, before m_i is known, what it
 should be; those weights sum to 1. Everything here is computed on the host in float64, once for a grid.
+
+A grid that begins at pure noise and takes its first step to a small kappa says that there is nothing to see on the way:
+data of a larger scale would have shown up before. So the scales of a family end at
+
+.. math:: s \le \tfrac12 \kappa_1 \big(1 + (160 / \kappa_0)^4\big) ,
+
+which binds on such grids alone (a straight path in N steps has :math:`\kappa_1 = N - 1`). Without it the rule believes
+its first step to have been far off for the largest scales, and undoes that with weights of 20 and -30.
 """
 
 from __future__ import annotations
@@ -39,6 +47,8 @@ __all__ = ["CLUSTERED", "DIFFUSE", "WINDOW", "Family", "Weights", "weights_of"]
 
 WINDOW = 5  # estimates that a step uses
 MEMORY = 3  # estimates that foresee the next one
+_FIRST = 160.0  # a first level of less noise than this sees all scales
+_NARROWEST = 3.0  # a family spans at least this factor
 _SPARED, _LONG = 8, (1e4, 16)  # powers of the relative step h in the ridge: h^8 (1 + 1e4 h^16)
 
 
@@ -73,11 +83,11 @@ class Family:
     width: float | None
     ridge: float
 
-    def atoms(self) -> tuple[Tensor, Tensor]:
-        """Scales s and standard normal starts z of all trajectories that stand for the family, equally likely."""
-        s = torch.logspace(
-            math.log10(self.smallest), math.log10(self.largest), self.scales, dtype=torch.float64, device="cpu"
-        )
+    def atoms(self, seen: Tensor | float = math.inf) -> tuple[Tensor, Tensor]:
+        """Scales s, those up to `seen`, and standard normal starts z of all trajectories, equally likely."""
+        part = torch.linspace(0, 1, self.scales, dtype=torch.float64, device="cpu")
+        largest = torch.as_tensor(seen, dtype=torch.float64).clamp(_NARROWEST * self.smallest, self.largest)
+        s = self.smallest * (largest / self.smallest) ** part
         if self.width is None:
             return s, torch.ones_like(s)  # x is proportional to z: one trajectory of unit variance is enough
         z = torch.special.ndtri(0.5 + (torch.arange(_STARTS, dtype=torch.float64, device="cpu") + 0.5) / (2 * _STARTS))
@@ -142,7 +152,7 @@ def weights_of(family: Family, grid: Grid) -> Weights:
         Weights; they carry a gradient if the grid does.
     """
     alpha, sigma = grid.levels
-    s, z = family.atoms()
+    s, z = family.atoms(_seen(alpha, sigma))
     truth = family.exact(NoiseLevel(alpha[:, None], sigma[:, None]), s, z)
     scale = family.ridge * (s**2).sum()
     states = [truth[0]]
@@ -165,6 +175,13 @@ def weights_of(family: Family, grid: Grid) -> Weights:
         step.append(weights)
         states.append(decay * states[anchor] + weights @ window)
     return Weights(tuple(step), tuple(foresee))
+
+
+def _seen(alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The largest scale that a first step does not miss."""
+    unknown = (_FIRST * alpha[0] / sigma[0]) ** 4  # 0 at pure noise
+    # At clean data, the end of one single step, there is nothing left to choose.
+    return sigma[1] / alpha[1] / 2 * (1 + unknown)
 
 
 def _spared(alpha: Tensor, sigma: Tensor, i: int) -> Tensor:
