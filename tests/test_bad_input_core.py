@@ -90,7 +90,7 @@ def test_nearest_names() -> None:
 
 def test_unknown_label_of_a_network() -> None:
     refuses(UnknownName, "'angel'", lambda: NetworkDenoiser(lambda x, label, cond: x, X0(), EDM(), label="angel"))
-    assert set(LABELS) == {"angle", "edm"}
+    assert set(LABELS) == {"angle", "edm", "timestep"}
 
 
 @pytest.mark.parametrize("name", SOLVERS_HERE)

@@ -5,9 +5,10 @@ This path is frozen: ``model_index.json`` of a saved pipeline names it. It needs
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from fewstep.adapters.diffusers_levels import Asked, Visited, seen, visited
 from fewstep.adapters.scheduler_shell import SchedulerMixin, SchedulerShell
@@ -19,13 +20,14 @@ from fewstep.solvers import EVODiff, Solver, TabulatedSolver
 # A pipeline finds how to load a component by the base classes that stand beside it in its module.
 __all__ = ["CalibratedScheduler", "EVODiffScheduler", "SchedulerMixin"]
 
+_EVEN = 1e-5  # float32, and what pipelines do to it
+
 
 class EVODiffScheduler(SchedulerShell):
     """EVODiff in a pipeline of diffusers: pictures in 5 to 15 calls from any model, one call a step.
 
     Takes the configuration of any scheduler of Stable Diffusion 1, 2 and XL, SD3, Flux, PixArt, Sana and of
-    unconditional pipelines: predictions of noise, data, velocity and flow. A configuration that it makes of a
-    flow-matching scheduler says ``prediction_type="flow_prediction"``, so that its siblings understand it too.
+    unconditional pipelines: predictions of noise, data, velocity and flow.
 
     It has the arguments of DPMSolverMultistepScheduler and FlowMatchEulerDiscreteScheduler, with their meaning and, but
     for ``timestep_spacing="trailing"``, their defaults. What differs, each with the reason in docs/diffusers.md:
@@ -86,9 +88,12 @@ class CalibratedScheduler(SchedulerShell):
         return sorted(self._entries)
 
     def _levels(self, asked: Asked) -> Visited:
-        steps, timesteps, sigmas, _ = asked
-        if steps not in self._entries or timesteps is not None or sigmas is not None:
-            given = f"{steps} steps" if timesteps is None and sigmas is None else "timesteps or sigmas"
+        steps, given = asked.steps, f"{asked.steps} steps"
+        if asked.sigmas is not None and _are_even(asked.sigmas):
+            steps = len(asked.sigmas)  # what some pipelines of flows pass when they are asked for a number of steps
+        elif asked.sigmas is not None or asked.timesteps is not None:
+            steps, given = None, "timesteps or sigmas"
+        if steps not in self._entries:
             raise ConfigError(
                 f"{given} of a calibrated solver",
                 f"It has its own levels for some numbers of steps: {', '.join(map(str, self.steps))}",
@@ -102,3 +107,9 @@ class CalibratedScheduler(SchedulerShell):
         # A later start has no earlier estimates: their shares go to the newest, which keeps constants exact.
         weights = tuple(row[first:] for row in self._entry.weights[first:])
         return TabulatedSolver(weights, self._entry.kappa[first:])
+
+
+def _are_even(sigmas: Sequence[float] | Tensor) -> bool:
+    """Whether these are 1, 1 - 1/n ... 1/n."""
+    n = len(sigmas)
+    return all(abs(float(sigma) - (1 - i / n)) < _EVEN for i, sigma in enumerate(sigmas))

@@ -200,6 +200,7 @@ WELL = {
     "SDXL, EVODiff": Well(XL, ours(EULER), SDXL, "sdxl", {}),
     "SD3, EVODiff": Well(THREE, ours(OF_SD3), SD3, "sd3", {}),
     "Flux, EVODiff": Well(OF_LATENTS, ours(OF_FLUX), FLUX, "flux", {}),
+    "schnell, EVODiff": Well(OF_LATENTS, ours(OF_SCHNELL), SCHNELL, "FLUX.1-schnell", FOUR),
     "SD3 as published": Well(THREE, OF_SD3, SD3, "sd3", {"steps": 28}),
     "SD3, levels passed": Well(THREE, OF_SD3, SD3, "sd3", {"sigmas": EVEN}),
     "Flux as published": Well(OF_LATENTS, OF_FLUX, FLUX, "FLUX.1-dev", {"steps": 28}),

@@ -12,6 +12,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
+    IPNDMScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -48,7 +49,7 @@ def test_tables_are_those_of_diffusers(config):
 
 def test_zero_snr_of_ddpm_betas_still_falls():
     """Diffusers' 2 ** -24 would lie above the timestep before it: their last two levels are the wrong way round."""
-    config = {"rescale_betas_zero_snr": True}
+    config = {"beta_schedule": "linear", "rescale_betas_zero_snr": True}
     stock = DPMSolverMultistepScheduler(**config).alphas_cumprod
     assert stock[-1] > stock[-2]
     *_, before, last = described(config).schedule.alphas_cumprod
@@ -187,7 +188,9 @@ REFUSED = {
     "betas": ({"beta_schedule": "sigmoid"}, UnknownName, "scaled_linear"),
     "edm": (dict(EDMEulerScheduler().config), ConfigError, "EDM"),
     "continuous": ({"timestep_type": "continuous"}, ConfigError, "EDM"),
-    "inverted": ({"invert_sigmas": True}, ConfigError, "sigma = 1"),
+    "inverted": ({"shift": 1.0, "invert_sigmas": True}, ConfigError, "inverted sigmas"),
+    "shifted table": ({"beta_schedule": "scaled_linear", "snr_shift_scale": 3.0}, ConfigError, "snr_shift_scale"),
+    "no betas": (dict(IPNDMScheduler().config), ConfigError, "neither betas nor a flow"),
 }
 
 
@@ -213,7 +216,6 @@ WRONG = {
     "kappas on a flow": (FLOW, {"sigmas": [14.6, 1.0]}, LevelError, "at most 1"),
     "timesteps of another scale": (FLOW, {"timesteps": [1500.0, 3.0]}, LevelError, "at most 1"),
     "mu on a table": (SD, {"steps": 4, "mu": 1.0}, ConfigError, "mu"),
-    "mu on a static flow": (FLOW, {"steps": 4, "mu": 1.0}, ConfigError, "use_dynamic_shifting"),
     "no mu": ({**FLOW, "use_dynamic_shifting": True}, {"steps": 4}, ConfigError, "mu="),
     "two shifts": ({**FLOW, "shift": 3.0, "flow_shift": 2.0}, {"steps": 4}, ConfigError, "applied once"),
     "two ramps": (SD | {"use_karras_sigmas": True, "use_beta_sigmas": True}, {"steps": 4}, ConfigError, "decides"),
@@ -228,6 +230,14 @@ WRONG = {
 def test_levels_of_the_wrong_kind_are_refused(config, asked, error, said):
     with pytest.raises(error, match=said):
         levels(config, **asked)
+
+
+def test_a_mu_that_nobody_asked_for_changes_nothing():
+    """Flux's pipeline passes it to every scheduler, and schnell's does not shift."""
+    stock = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    given = np.linspace(1, 1 / 4, 4)
+    stock.set_timesteps(sigmas=given, mu=1.15)
+    assert levels(stock.config, sigmas=given, mu=1.15).sigmas.tolist() == pytest.approx(stock.sigmas.tolist())
 
 
 def test_one_shift_under_two_names_is_one():

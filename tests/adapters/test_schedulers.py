@@ -383,11 +383,38 @@ def test_from_any_configuration_and_back():
     flow.set_timesteps(4)
     back = FlowMatchEulerDiscreteScheduler.from_config(flow.config)
     assert back.config.shift == 3
-    sibling = DPMSolverMultistepScheduler.from_config(flow.config)
+    sibling = DPMSolverMultistepScheduler.from_config(flow.config, use_flow_sigmas=True, flow_shift=3.0)
     sibling.set_timesteps(4)
     torch.testing.assert_close(sibling.sigmas, flow.sigmas, atol=5e-4, rtol=0)
     named = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "stochastic_sampling": False}
-    assert EVODiffScheduler.from_config(named).config.flow_shift == 3
+    assert EVODiffScheduler.from_config(named).config.shift == 3
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("length", [500, 1000])
+def test_before_set_timesteps_a_flow_has_the_levels_of_its_training(shift, length):
+    """Training scripts read them."""
+    stock = FlowMatchEulerDiscreteScheduler(num_train_timesteps=length, shift=shift)
+    ours = EVODiffScheduler.from_config(stock.config)
+    assert len(ours.timesteps) == length
+    torch.testing.assert_close(ours.sigmas, stock.sigmas)
+    torch.testing.assert_close(ours.timesteps, stock.timesteps, rtol=1e-6, atol=1e-4)
+
+
+def test_sigmas_that_only_count_are_a_number_of_steps():
+    """Flux's image-to-image pipeline always passes 1, 1 - 1/n ... 1/n."""
+    scheduler = calibrated(**FLOW)
+    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=1.15)
+    assert scheduler.grid.levels.kappa.tolist() == pytest.approx(KAPPA)
+    with pytest.raises(ConfigError, match="own levels"):
+        scheduler.set_timesteps(sigmas=[1.0, 0.8, 0.5, 0.25])
+
+
+def test_clipping_is_said_not_to_be_done():
+    with Logged() as said:
+        EVODiffScheduler.from_config({**SD, "clip_sample": True})
+    assert len(said.lines) == 1
+    assert "thresholding=True" in said.lines[0]
 
 
 def test_what_is_not_done_is_said_once():

@@ -25,6 +25,7 @@ OLDEST, TESTED = (0, 35), (0, 42)  # versions of diffusers: the first and the la
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 _SMALLEST = 2.0**-24  # alphas_cumprod of "pure noise" in diffusers: a network that predicts noise has an answer there
 _MOST_BETA = 0.999
+_OF_TABLES = ("beta_schedule", "beta_start", "trained_betas")
 
 
 class Described(NamedTuple):
@@ -84,14 +85,14 @@ def described(config: Mapping[str, Any]) -> Described:
 
     Args:
         config: of any of diffusers' KarrasDiffusionSchedulers, of FlowMatch* or of ours; missing keys take the values
-            that diffusers gives them.
+            that diffusers gives them, but of betas it has to say something.
 
     Returns:
         Schedule, prediction and kind.
 
     Raises:
-        ConfigError: if it is of a continuous EDM model, its betas are of an unknown kind, or its sigmas are inverted.
-        UnknownName: if the prediction type is unknown.
+        ConfigError: if it is of another kind: continuous EDM models, inverted sigmas, no betas at all...
+        UnknownName: if the prediction type or the kind of betas is unknown.
     """
     _refuse_foreign(config)
     flow = is_flow(config)
@@ -102,19 +103,20 @@ def described(config: Mapping[str, Any]) -> Described:
 
 
 def _refuse_foreign(config: Mapping[str, Any]) -> None:
-    edm = config.get("timestep_type") == "continuous" or ("sigma_data" in config and "beta_schedule" not in config)
-    if edm:
-        raise ConfigError(
-            f"The scheduler of a continuous EDM model ({config.get('_class_name', 'unknown class')})",
-            "Supported are tables of betas (Stable Diffusion, SDXL, PixArt, DDPM) and flows (SD3, Flux, Sana)",
-            "Keep the pipeline's own scheduler",
-        )
-    if config.get("invert_sigmas"):
-        raise ConfigError(
-            "invert_sigmas=True",
-            "Noise is sigma = 1 here, as in SD3, Flux and Sana",
-            "Keep the pipeline's own scheduler",
-        )
+    """Refuse what would be read as something else."""
+    tabled = any(config.get(key) is not None for key in _OF_TABLES)
+    known = "Supported are tables of betas (Stable Diffusion, SDXL, PixArt, DDPM) and flows (SD3, Flux, Sana)"
+    foreign = {
+        "a continuous EDM model": config.get("timestep_type") == "continuous"
+        or ("sigma_data" in config and not tabled),
+        "inverted sigmas": bool(config.get("invert_sigmas")),
+        "a shifted table, snr_shift_scale": config.get("snr_shift_scale", 1) != 1,
+        "neither betas nor a flow": not (tabled or is_flow(config) or "prediction_type" in config),
+    }
+    for what, hit in foreign.items():
+        if hit:
+            named = config.get("_class_name", "of an unnamed class")
+            raise ConfigError(f"A scheduler ({named}) of {what}", known, "Keep the pipeline's own scheduler")
 
 
 def _table(config: Mapping[str, Any]) -> Tabulated:
@@ -154,22 +156,17 @@ def shift_of(config: Mapping[str, Any], mu: float | None = None) -> float:
 
     Args:
         config: of the scheduler; flow-matching schedulers call it `shift`, the others `flow_shift`.
-        mu: what pipelines compute from the size of the image.
+        mu: what pipelines compute from the size of the image; many pass it to every scheduler, and it counts only
+            with `use_dynamic_shifting`, as in diffusers.
 
     Returns:
         The shift s in ``s * sigma / (1 + (s - 1) * sigma)``.
 
     Raises:
-        ConfigError: if `mu` is missing or not understood, or there are two different shifts.
+        ConfigError: if `mu` is needed and missing, its kind is unknown, or there are two different shifts.
     """
     if config.get("use_dynamic_shifting"):
         return _dynamic(config, mu)
-    if mu is not None:
-        raise ConfigError(
-            f"mu={mu:g} for a scheduler without use_dynamic_shifting",
-            "mu is the shift of schedulers that take it from the size of the image",
-            "Leave mu out, or set use_dynamic_shifting=True",
-        )
     given = {float(config.get(name) or 1.0) for name in ("shift", "flow_shift")} - {1.0}
     if len(given) > 1:
         raise ConfigError(

@@ -118,7 +118,9 @@ class SchedulerShell(SchedulerMixin, ConfigMixin, ABC):  # type: ignore[misc]  #
         self.betas = 1 - self.alphas
         self.num_inference_steps: int | None = None
         # Before set_timesteps, as training scripts expect: all levels that the network was trained at.
-        self._visit(visited({}, self._known, Asked(len(bar) or num_train_timesteps)), None)
+        every = {**self._said, "use_dynamic_shifting": False} if self._known.flow else {}
+        self._visit(visited(every, self._known, Asked(len(bar) or num_train_timesteps)), None)
+        self.sigmas = self.sigmas[:-1]  # nothing was trained at clean data
 
     @abstractmethod
     def _check(self) -> None:
@@ -157,10 +159,10 @@ class SchedulerShell(SchedulerMixin, ConfigMixin, ABC):  # type: ignore[misc]  #
             The scheduler.
         """
         config = dict(config)
-        if is_flow(config) and "prediction_type" not in config:
-            said = explicit(config)
-            flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
-            config |= flow | ({"flow_shift": said["shift"]} if "shift" in said else {})
+        if is_flow(config):
+            config.setdefault("prediction_type", "flow_prediction")
+        if explicit(config).get("clip_sample"):
+            logger.warning(f"{cls.__name__} does not clip its estimates (clip_sample=True); thresholding=True does.")
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def _normalise(self) -> None:
