@@ -9,11 +9,10 @@ model whose schedule reaches pure noise becomes a flow, :math:`\alpha = 1 - \sig
 of noise, with EDM's spacing, that predicts the data.
 """
 
-from __future__ import annotations
-
+# Annotations are objects here, not text: diffusers reads those of a pipeline's constructor, older versions as they are.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Generator, Tensor
@@ -29,6 +28,7 @@ need_diffusers()
 from diffusers.configuration_utils import ConfigMixin, register_to_config  # noqa: E402
 from diffusers.models.modeling_utils import ModelMixin  # noqa: E402
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput  # noqa: E402
+from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: E402
 from diffusers.utils.outputs import BaseOutput  # noqa: E402
 from diffusers.utils.torch_utils import randn_tensor  # noqa: E402
 
@@ -131,10 +131,11 @@ class FewstepPipeline(DiffusionPipeline):
     def __init__(
         self,
         unet: FewstepModel,
-        scheduler: Any,
-        classes: list[str] | None = None,  # diffusers warns of annotations other than list, dict and unions
+        scheduler: SchedulerMixin,
+        # The one spelling of a union that all versions know.
+        classes: Optional[list[str]] = None,  # noqa: UP045
         steps: int = DEFAULT_STEPS,
-        chain: Mapping[str, Sequence[float]] | None = None,
+        chain: Optional[dict[str, list[float]]] = None,  # noqa: UP045
     ) -> None:
         super().__init__()
         modules: Any = self.register_modules

@@ -285,6 +285,8 @@ def test_the_way_back_to_the_stock_scheduler(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", [*PIPELINES, *EDITORS])
 def test_half_precision(name: str, dtype: torch.dtype) -> None:
+    if (name, dtype) == ("ddpm", torch.bfloat16) and diffusers.__version__ < "0.42":
+        pytest.skip("the pipeline of diffusers < 0.42 makes numpy arrays of its images, and numpy has no bfloat16")
     pipe, guidance = evodiff(name, dtype), 4.0
     if name in EDITORS:
         made, _ = edited(pipe, name, 4, 0.5, guidance)

@@ -119,8 +119,8 @@ class SchedulerShell(SchedulerMixin, ConfigMixin, ABC):  # type: ignore[misc]  #
         self.num_inference_steps: int | None = None
         # Before set_timesteps, as training scripts expect: all levels that the network was trained at.
         every = {**self._said, "use_dynamic_shifting": False} if self._known.flow else {}
-        self._visit(visited(every, self._known, Asked(len(bar) or num_train_timesteps)), None)
-        self.sigmas = self.sigmas[:-1]  # nothing was trained at clean data
+        levels = visited(every, self._known, Asked(len(bar) or num_train_timesteps))
+        self._visit(levels._replace(sigmas=levels.sigmas[:-1]), None)  # nothing was trained at clean data
 
     @abstractmethod
     def _check(self) -> None:
