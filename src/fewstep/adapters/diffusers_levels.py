@@ -20,18 +20,15 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from fewstep._files import require
 from fewstep.adapters.diffusers_config import Described, shift_of
+from fewstep.adapters.diffusers_ramps import RAMPS, ramp_of
 from fewstep.errors import ConfigError, GridError, LevelError
 from fewstep.noise import Grid, Tabulated, check_grid
 
 __all__ = ["Asked", "Visited", "seen", "visited"]
 
-_RAMPS = ("use_karras_sigmas", "use_exponential_sigmas", "use_lu_lambdas", "use_beta_sigmas")
-_RHO = 7.0
 _Lists: TypeAlias = Mapping[str, list[float]]  # what was given, by name: timesteps or sigmas
 _SAME = 1e-6  # timesteps that differ by less are one, computed twice
-_BETA = 0.6  # both shapes of the beta distribution, Lee et al. 2024, arXiv:2407.12173
 
 
 class Asked(NamedTuple):
@@ -83,7 +80,7 @@ def visited(config: Mapping[str, Any], known: Described, asked: Asked) -> Visite
     given = {"timesteps": asked.timesteps, "sigmas": asked.sigmas}
     lists = {name: _numbers(levels, name) for name, levels in given.items() if levels is not None}
     steps = _count(asked.steps, lists)
-    ramps = [name for name in _RAMPS if config.get(name)]
+    ramps = [name for name in RAMPS if config.get(name)]
     if len(ramps) > 1 or (ramps and "timesteps" in lists):
         both = [*ramps, *(name for name in lists if ramps)]
         raise ConfigError(f"{' and '.join(both)} at once", "Each of them decides the levels", "Leave one of them out")
@@ -158,7 +155,7 @@ def _of_table(
     elif "timesteps" in lists:
         clock = _checked_timesteps(lists["timesteps"], table) + 1
     elif ramp:
-        clock = _clock_of_kappa(_ramp(ramp, *_kappa_range(config, table), steps + 1)[:-1], table)
+        clock = _clock_of_kappa(ramp_of(ramp, *_kappa_range(config, table), steps + 1)[:-1], table)
     else:
         clock = _spaced(config, table, steps)
     # The table's smallest level, unless a call is there already.
@@ -261,7 +258,7 @@ def _of_flow(
         sigma = _stretched(config, shift * sigma / (1 + (shift - 1) * sigma))
     _refuse_kappas(sigma)
     if ramp:
-        sigma = _ramp(ramp, float(sigma[0]), float(sigma[-1]), steps)
+        sigma = ramp_of(ramp, float(sigma[0]), float(sigma[-1]), steps)
     all_of_them = torch.cat([sigma, sigma.new_zeros(1)])
     return seen(config, known, check_grid(Grid(known.schedule.level(all_of_them), all_of_them)))
 
@@ -282,23 +279,3 @@ def _stretched(config: Mapping[str, Any], sigma: Tensor) -> Tensor:
     if not last or len(sigma) < 2:
         return sigma
     return 1 - (1 - sigma) * ((1 - float(last)) / (1 - sigma[-1]))
-
-
-# Both
-
-
-def _ramp(kind: str, first: float, last: float, count: int) -> Tensor:
-    """Sigmas from `first` to `last`."""
-    x = torch.linspace(0, 1, count, dtype=torch.float64)
-    if kind == "use_karras_sigmas":
-        sigmas: Tensor = _between(first ** (1 / _RHO), last ** (1 / _RHO), x) ** _RHO
-        return sigmas
-    if kind == "use_beta_sigmas":
-        quantiles = require("scipy.stats", "train").beta.ppf(1 - x.numpy(), _BETA, _BETA)
-        return _between(last, first, torch.as_tensor(quantiles))
-    return _between(math.log(first), math.log(last), x).exp()  # Lu's equal steps of lam are the same
-
-
-def _between(first: float, last: float, x: Tensor) -> Tensor:
-    """The line from `first`, at x = 0, to `last`, at 1; exact at both."""
-    return first * (1 - x) + last * x

@@ -23,8 +23,8 @@ from torch import Generator, Tensor
 from fewstep._tensor import expand
 from fewstep.adapters.diffusers_config import Described, described, explicit, is_flow, need_diffusers
 from fewstep.adapters.diffusers_levels import Asked, Visited, visited
-from fewstep.denoisers.thresholding import thresholded
-from fewstep.errors import ConfigError, LevelError, choose
+from fewstep.adapters.diffusers_network import denoised_of, trained_levels
+from fewstep.errors import ConfigError, choose
 from fewstep.noise import Grid, NoiseLevel, perturb
 from fewstep.solvers import Solver
 
@@ -282,7 +282,7 @@ class SchedulerShell(SchedulerMixin, ConfigMixin, ABC):  # type: ignore[misc]  #
         index = self._begin_index if self._step_index is None else self._step_index
         if self._begin_index is not None and index is not None:
             return perturb(original_samples, noise, self.grid.at(index))
-        level = NoiseLevel(*(part.to(original_samples) for part in self._levels_of(timesteps)))
+        level = NoiseLevel(*(part.to(original_samples) for part in trained_levels(self._said, self._known, timesteps)))
         if len(timesteps) == 1:
             level = NoiseLevel(level.alpha[0], level.sigma[0])
         return perturb(original_samples, noise, level)
@@ -293,23 +293,8 @@ class SchedulerShell(SchedulerMixin, ConfigMixin, ABC):  # type: ignore[misc]  #
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Compute the target of v-prediction, ``alpha * noise - sigma * sample``, for training scripts."""
-        level = self._levels_of(torch.as_tensor(timesteps).reshape(-1))
+        level = trained_levels(self._said, self._known, torch.as_tensor(timesteps).reshape(-1))
         return expand(level.alpha, sample) * noise - expand(level.sigma, sample) * sample
-
-    def _levels_of(self, timesteps: Tensor) -> NoiseLevel:
-        """Levels of any timesteps that the network was trained at, shape (b,), visited or not."""
-        t = timesteps.detach().double().cpu()
-        scale, last = self._said.num_train_timesteps, self._known.schedule.t_range()[1]
-        clock = t / scale if self._known.flow else t + 1
-        wrong = t[~((t >= 0) & (clock <= last))]
-        if len(wrong):
-            most = scale * last if self._known.flow else last - 1
-            raise LevelError(
-                f"Noise for timestep {float(wrong[0]):g}",
-                f"This model knows the timesteps 0 to {most:g}",
-                "Take them from scheduler.timesteps, or draw them within that range",
-            )
-        return self._known.schedule.level(clock)
 
     # Steps
 
@@ -342,7 +327,7 @@ class SchedulerShell(SchedulerMixin, ConfigMixin, ABC):  # type: ignore[misc]  #
         i = self._index_of(timestep)
         x = sample.to(torch.promote_types(sample.dtype, torch.float32))
         run = self._runs.get(i) or self._begun(x, i)
-        denoised = self._denoised(model_output.to(x.dtype), x, self.grid.at(i))
+        denoised = denoised_of(self._said, self._known, model_output.to(x.dtype), x, self.grid.at(i))
         there, state = run.solver.step(lambda *_: denoised, x, run.grid, i - run.first, run.state)
         if i >= (self._step_index or 0):
             kept = {**self._runs, i: run} if torch.is_grad_enabled() else {}
@@ -372,16 +357,6 @@ class SchedulerShell(SchedulerMixin, ConfigMixin, ABC):  # type: ignore[misc]  #
         alpha, sigma = self.grid.levels
         grid, solver = Grid(NoiseLevel(alpha[i:], sigma[i:]), self.grid.t[i:]), self._solver(i)
         return _Run(solver, grid, i, solver.init(x, grid))
-
-    def _denoised(self, out: Tensor, x: Tensor, level: NoiseLevel) -> Tensor:
-        """What a network's output says of the data."""
-        learned = self._said.variance_type in ("learned", "learned_range")
-        if learned and out.ndim > 1 and out.shape[1] == 2 * x.shape[1]:
-            out = out[:, : x.shape[1]]
-        denoised = self._known.prediction.to_denoised(out, x, level)
-        if not self._said.thresholding:
-            return denoised
-        return thresholded(denoised, self._said.dynamic_thresholding_ratio, self._said.sample_max_value)
 
     def __len__(self) -> int:
         return int(self._said.num_train_timesteps)
