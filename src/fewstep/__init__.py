@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         start_noise,
     )
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 _HOMES = {
     "fewstep.sampling": (

@@ -39,7 +39,9 @@ __all__ = [
     "WhatArgument",
 ]
 
-ModelOption = Annotated[str, typer.Option("--model", help="A bundled model (see `fewstep models`) or a model folder.")]
+ModelOption = Annotated[
+    str, typer.Option("--model", help="A bundled model (see `fewstep models`), a model folder or a hub id.")
+]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for what is written; made if missing.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the first image; image k has seed + k.")]
 GuidanceOption = Annotated[float, typer.Option("--guidance", help="Classifier-free guidance; 1 is none.")]
