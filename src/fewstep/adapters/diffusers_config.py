@@ -9,6 +9,7 @@ the schedule (:mod:`fewstep.adapters.diffusers_levels` has it).
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -43,7 +44,7 @@ class Described(NamedTuple):
 
 
 def need_diffusers() -> Any:
-    """Import diffusers, or say how to install a version that works.
+    """Import diffusers, or say how to install a version that works; a newer one than was tested is used with a warning.
 
     Returns:
         The library.
@@ -53,12 +54,12 @@ def need_diffusers() -> Any:
     """
     diffusers = require("diffusers", "diffusers")
     found = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
+    given, allowed = f"diffusers {diffusers.__version__}", f"fewstep is tested with {_said(OLDEST)} to {_said(TESTED)}"
+    todo = f"pip install 'diffusers>={_said(OLDEST)},<{TESTED[0]}.{TESTED[1] + 1}'"
     if found < OLDEST:
-        raise MissingExtra(
-            f"diffusers {diffusers.__version__} is installed",
-            f"fewstep is tested with {_said(OLDEST)} to {_said(TESTED)}",
-            f"Run: pip install 'diffusers>={_said(OLDEST)},<{TESTED[0]}.{TESTED[1] + 1}'",
-        )
+        raise MissingExtra(f"{given} is installed", allowed, f"Run: {todo}")
+    if found > TESTED:  # most releases change nothing here, so refusing all of them would help nobody
+        warnings.warn(f"{given} is newer: {allowed}. If something breaks, {todo}", stacklevel=2)
     return diffusers
 
 
