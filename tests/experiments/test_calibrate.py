@@ -90,7 +90,7 @@ def test_settings_in_words() -> None:
 
 
 def placed(out: str | Path | None, *, name: str = "toy", nfe: tuple[int, ...] = (3,)) -> Path:
-    return place_of(name, model_with(), nfe, out)
+    return place_of(name, Origin("bumps", "0123456789ab"), nfe, out)
 
 
 def table_with(*nfe: int, mark: str = "0123456789ab") -> Table:

@@ -10,19 +10,26 @@ import typer
 from fewstep.cli.exchange import add_commands
 from fewstep.cli.options import (
     OWN,
+    BatchChoice,
+    CalibratedOption,
+    CallsChoice,
     CaptionsOption,
     ClassesOption,
     DeviceOption,
     FeaturesOption,
+    FirstChoice,
+    FirstLevelChoice,
     ForceOption,
     GridNameChoice,
     GridOption,
     GuidanceOption,
     ImagesOption,
+    IterationsChoice,
     KappaMaxChoice,
     KappaMaxOption,
     KappaMinChoice,
     KappaMinOption,
+    LastLevelChoice,
     MatchOption,
     MetricsOption,
     ModelOption,
@@ -31,12 +38,15 @@ from fewstep.cli.options import (
     PresetOption,
     PromptsOption,
     ReferenceOption,
+    ScalesChoice,
     SeedOption,
     SolverChoice,
     SolversOption,
     StartOption,
     StepsChoice,
     TableOption,
+    TeacherChoice,
+    TrajectoriesChoice,
     WhatArgument,
 )
 
@@ -239,45 +249,50 @@ def convert(
 
 @app.command()
 def calibrate(
-    model: ModelOption = "mnist",
-    nfe: Annotated[str, typer.Option(help="Numbers of calls, comma-separated.")] = "4,5,6,8,10,15,20",
+    model: CalibratedOption = "mnist",
+    nfe: CallsChoice = None,
     out: TableOption = None,
-    guidance: Annotated[str, typer.Option(help="Scale, 1 is none; several, comma-separated, share a table.")] = "1",
-    trajectories: Annotated[int, typer.Option(help="Of the teacher; a fifth only judges the result.")] = 160,
+    guidance: ScalesChoice = None,
+    trajectories: TrajectoriesChoice = None,
     seed: Annotated[int, typer.Option(help="Of the first trajectory; far from those that images are made of.")] = 10**9,
     classes: ClassesOption = "",
     captions: CaptionsOption = None,
-    teacher_steps: Annotated[int, typer.Option(help="Of the reference ODE.")] = 64,
-    iterations: Annotated[int, typer.Option(help="Of refinement; 0 is the closed form alone, no gradients.")] = 30,
+    size: Annotated[int | None, typer.Option(help="Of a pipeline's images, in pixels; its own if omitted.")] = None,
+    teacher_steps: TeacherChoice = None,
+    iterations: IterationsChoice = None,
     match_variance: MatchOption = False,
-    first: Annotated[str, typer.Option(help="First estimate: network (a call), analytic (none) or auto.")] = "auto",
-    base: Annotated[str, typer.Option(help="Rules to fit around, comma-separated; the usual two if omitted.")] = "",
-    grids: Annotated[str, typer.Option(help="To begin with, comma-separated, gits among them; the usual five.")] = "",
+    first: FirstChoice = None,
+    base: Annotated[str, typer.Option(help="Rules to fit around, comma-separated; the usual ones if omitted.")] = "",
+    grids: Annotated[str, typer.Option(help="To begin with, comma-separated, gits among them; the usual ones.")] = "",
     distribution: Annotated[float, typer.Option(help="Weight of the energy score in the refinement.")] = 0.0,
-    kappa_max: KappaMaxOption = 80.0,
-    kappa_min: KappaMinOption = 0.002,
-    batch_size: Annotated[int, typer.Option(help="Images per call.")] = 64,
+    kappa_max: FirstLevelChoice = None,
+    kappa_min: LastLevelChoice = None,
+    batch_size: BatchChoice = None,
+    dtype: Annotated[str | None, typer.Option(help="Of a pipeline: float32 (default), bfloat16, float16.")] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Fit a solver to a model in about a minute; writes a small table, which --solver takes."""
-    from fewstep.cli.calibrate import run_calibrate, scales
-    from fewstep.cli.shell import lines, names, numbers
-    from fewstep.experiments.calibrate import CalibratePlan, settings_of
+    """Fit a solver to a model or a pipeline of diffusers; writes a small table, for --solver or CalibratedScheduler."""
+    from fewstep.cli.calibrate import Given, run_calibrate
 
-    settings = settings_of(
-        numbers(nfe, "--nfe"),
+    given = Given(
+        nfe=nfe,
+        guidance=guidance,
+        trajectories=trajectories,
+        seed=seed,
+        classes=classes,
+        captions=captions or [],
         teacher_steps=teacher_steps,
-        bases=names(base),
-        grids=names(grids),
-        first=first,
-        match_variance=match_variance,
         iterations=iterations,
+        match_variance=match_variance,
+        first=first,
+        base=base,
+        grids=grids,
         distribution=distribution,
+        kappa_max=kappa_max,
+        kappa_min=kappa_min,
+        batch_size=batch_size,
     )
-    asked, walk = lines(captions or [], "--captions"), numbers(classes, "--classes")
-    levels = (kappa_max, kappa_min)
-    plan = CalibratePlan(settings, scales(guidance), trajectories, seed, walk, asked, *levels, batch_size)
-    run_calibrate(model, plan, out, device)
+    run_calibrate(model, given, out, device, size, dtype)
 
 
 @app.command()

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
+import torch
 from rich.markup import escape
 
 from fewstep._files import output_dir
 from fewstep.calibration import FILE, Progress, Table, calibrate
-from fewstep.cli.shell import progress, say, table
-from fewstep.errors import ConfigError
-from fewstep.experiments.calibrate import CalibratePlan, described, place_of, prepared
+from fewstep.cli.shell import lines, names, numbers, progress, say, table
+from fewstep.errors import ConfigError, choose
+from fewstep.experiments import calibrate_pipeline as of_pipelines
+from fewstep.experiments.calibrate import CalibratePlan, Prepared, described, place_of, prepared, settings_of
+from fewstep.experiments.evaluation.pipelines import load_pipeline, pipeline_name
 from fewstep.experiments.evaluation.processes import usable_device
 from fewstep.models import Model, load_model
 from fewstep.solvers import DEFAULT_NFE
 
-__all__ = ["run_calibrate", "scales"]
+__all__ = ["Given", "run_calibrate", "scales"]
 
+_T = TypeVar("_T")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _USUAL = 8  # calls of the command that is suggested, if the table has them
 
 
@@ -49,21 +56,147 @@ class _Shown:
         return int(done or self.made.nfe == 0)
 
 
-def run_calibrate(name: str, plan: CalibratePlan, out: str | None, device: str) -> None:
-    """Fit a solver to a model and write its table; nothing is written before all of it is there."""
+@dataclass(frozen=True)
+class Given:
+    """The options of the command as they were typed; what is None or empty is left to the plan of the model's kind.
+
+    Args:
+        nfe: numbers of calls, comma-separated.
+        guidance: scales, likewise.
+        trajectories: how many.
+        seed: of the first.
+        classes: comma-separated.
+        captions: texts, and files of them.
+        teacher_steps: of the reference.
+        iterations: of the refinement.
+        match_variance: whether the closed form does.
+        first: network, analytic or auto.
+        base: rules, comma-separated.
+        grids: likewise.
+        distribution: weight of the energy score.
+        kappa_max: first level.
+        kappa_min: last level.
+        batch_size: per call.
+    """
+
+    nfe: str | None
+    guidance: str | None
+    trajectories: int | None
+    seed: int
+    classes: str
+    captions: Sequence[str]
+    teacher_steps: int | None
+    iterations: int | None
+    match_variance: bool
+    first: str | None
+    base: str
+    grids: str
+    distribution: float
+    kappa_max: float | None
+    kappa_min: float | None
+    batch_size: int | None
+
+    def plan(self, usual: CalibratePlan) -> CalibratePlan:
+        """Complete the options; ConfigError and UnknownName as from the plan and its settings."""
+        own = usual.settings
+        settings = settings_of(
+            own.nfe if self.nfe is None else numbers(self.nfe, "--nfe"),
+            teacher_steps=_or(self.teacher_steps, own.teacher_steps),
+            bases=names(self.base) or own.bases,
+            grids=names(self.grids) or own.grids,
+            first=_or(self.first, own.first),
+            match_variance=self.match_variance,
+            iterations=_or(self.iterations, own.refinement.iterations),
+            distribution=self.distribution,
+        )
+        return CalibratePlan(
+            settings,
+            usual.guidance if self.guidance is None else scales(self.guidance),
+            _or(self.trajectories, usual.trajectories),
+            self.seed,
+            numbers(self.classes, "--classes"),
+            lines(self.captions, "--captions"),
+            _or(self.kappa_max, usual.kappa_max),
+            _or(self.kappa_min, usual.kappa_min),
+            _or(self.batch_size, usual.batch_size),
+        )
+
+
+def _or(given: _T | None, usual: _T) -> _T:
+    return usual if given is None else given
+
+
+def run_calibrate(
+    name: str, given: Given, out: str | None, device: str, size: int | None = None, dtype: str | None = None
+) -> None:
+    """Fit a solver to a model or a pipeline and write its table; nothing is written before all of it is there."""
+    kind, _, place = name.partition(":")
+    if kind == "pipeline":
+        _run_pipeline(place, given, out or FILE, device, size, dtype or "float32")
+        return
+    for option, value in (("--size", size), ("--dtype", dtype)):
+        if value is not None:
+            raise ConfigError(f"{option} {value} for the model {name}", "Only pipelines take it", f"Leave {option} out")
+    plan = given.plan(CalibratePlan())
     model = load_model(name, usable_device(device))
-    ready, path = prepared(model, plan), place_of(name, model, plan.settings.nfe, out)
+    ready = prepared(model, plan)
+    path = place_of(name, ready.origin, plan.settings.nfe, out)
+    fitted = described(_fitted(ready, plan, path), model, plan)
+    _written(fitted, path)
+    _say_next(name, model, path, out, fitted)
+
+
+def _fitted(ready: Prepared, plan: CalibratePlan, path: Path) -> Table:
+    """Fit behind a bar."""
     steps = map(_Shown, calibrate(ready.problem, plan.settings, ready.origin))
     try:
-        fitted = _last(progress(steps, len(plan.settings.nfe) + 1, f"calibrating {model.config.name}"))
+        return _last(progress(steps, len(plan.settings.nfe) + 1, f"calibrating {ready.origin.model}"))
     except KeyboardInterrupt:
         say("No table was written" + (f": {escape(str(path))} is as it was" if path.exists() else ""))
         raise
-    fitted = described(fitted, model, plan)
+
+
+def _written(fitted: Table, path: Path) -> None:
     output_dir(path.parent)
     fitted.save(path)
-    _show(model.config.name, fitted)
-    _say_next(name, model, path, out, fitted)
+    _show(fitted.origin.model, fitted)
+
+
+def _run_pipeline(place: str, given: Given, out: str, device: str, size: int | None, dtype: str) -> None:
+    """Do the same for a pipeline of diffusers; it brings its own scale, where none is given."""
+    plan, precision = given.plan(of_pipelines.PLAN), choose(dtype, _DTYPES, "dtype")
+    pipeline = load_pipeline(place, precision).to(usable_device(device))
+    if given.guidance is None:
+        plan = replace(plan, guidance=(of_pipelines.own_guidance(pipeline),))
+    ready = of_pipelines.prepared(pipeline, plan, size, pipeline_name(place))
+    path = place_of(f"pipeline:{place}", ready.origin, plan.settings.nfe, out)
+    _say_cost(of_pipelines.evaluations(ready.problem, plan.settings), plan)
+    _written(of_pipelines.described(_fitted(ready, plan, path), pipeline, plan, size), path)
+    _say_scheduler(path, plan)
+
+
+def _say_cost(evaluations: int, plan: CalibratePlan) -> None:
+    """Say what a fit will cost, in evaluations and in pictures."""
+    refined = ", and its refinement further ones with gradients" if plan.settings.refinement.iterations else ""
+    guided = any(scale != 1 for scale in plan.guidance)
+    pictures, how = evaluations / (100 if guided else 50), "guided " if guided else ""
+    scale = ", ".join(f"{scale:g}" for scale in plan.guidance)
+    say(
+        f"Guidance {scale}; {evaluations:,} evaluations of the network, one sample each, about what {pictures:.0f} "
+        f"pictures of 50 {how}steps cost{refined}"
+    )
+
+
+def _say_scheduler(path: Path, plan: CalibratePlan) -> None:
+    """Say how a table serves in a pipeline."""
+    *most, last = map(str, sorted(plan.settings.nfe))
+    steps = f"{', '.join(most)} or {last}" if most else last
+    say(f"Table in {escape(str(path))}, for num_inference_steps {steps}. In Python:")
+    say("  from fewstep.schedulers import CalibratedScheduler")
+    say(
+        "  pipe.scheduler = CalibratedScheduler.from_config(pipe.scheduler.config, "
+        f"calibration={escape(json.dumps(str(path)))})"
+    )
 
 
 def _last(steps: Iterator[_Shown]) -> Table:

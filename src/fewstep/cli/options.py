@@ -9,19 +9,26 @@ import typer
 
 __all__ = [
     "OWN",
+    "BatchChoice",
+    "CalibratedOption",
+    "CallsChoice",
     "CaptionsOption",
     "ClassesOption",
     "DeviceOption",
     "FeaturesOption",
+    "FirstChoice",
+    "FirstLevelChoice",
     "ForceOption",
     "GridNameChoice",
     "GridOption",
     "GuidanceOption",
     "ImagesOption",
+    "IterationsChoice",
     "KappaMaxChoice",
     "KappaMaxOption",
     "KappaMinChoice",
     "KappaMinOption",
+    "LastLevelChoice",
     "MatchOption",
     "MetricsOption",
     "ModelOption",
@@ -30,12 +37,15 @@ __all__ = [
     "PresetOption",
     "PromptsOption",
     "ReferenceOption",
+    "ScalesChoice",
     "SeedOption",
     "SolverChoice",
     "SolversOption",
     "StartOption",
     "StepsChoice",
     "TableOption",
+    "TeacherChoice",
+    "TrajectoriesChoice",
     "WhatArgument",
 ]
 
@@ -86,9 +96,40 @@ CaptionsOption = Annotated[
 TableOption = Annotated[
     str | None,  # a Path would forget the slash that makes it a folder
     typer.Option(
-        "--out", help="The table, or its folder/; if omitted, beside the weights, where it is picked up by itself."
+        "--out",
+        help="The table, or its folder/; if omitted, beside the weights, where it is picked up by itself, and of a "
+        "pipeline here.",
     ),
 ]
+# What is left out is what is usual for a model of ours, or for a pipeline of diffusers.
+CalibratedOption = Annotated[
+    str, typer.Option("--model", help="A bundled model, a model folder, a hub id, or pipeline:PATH_OR_ID (diffusers).")
+]
+CallsChoice = Annotated[
+    str | None,
+    typer.Option("--nfe", help="Numbers of calls, comma-separated; 4,5,6,8,10,15,20, of a pipeline 5,8,10."),
+]
+ScalesChoice = Annotated[
+    str | None,
+    typer.Option(
+        "--guidance", help="Scale, 1 is none; several, comma-separated, share a table; a pipeline's own, or 1."
+    ),
+]
+TrajectoriesChoice = Annotated[
+    int | None, typer.Option(help="Of the teacher; a fifth only judges the result; 160, of a pipeline 32.")
+]
+TeacherChoice = Annotated[int | None, typer.Option(help="Of the reference ODE; 64, of a pipeline 32.")]
+IterationsChoice = Annotated[
+    int | None,
+    typer.Option(help="Of refinement; 0 is the closed form alone, no gradients; 30, of a pipeline 0."),
+]
+FirstChoice = Annotated[
+    str | None,
+    typer.Option(help="First estimate: network (a call), analytic (none) or auto; auto, of a pipeline network."),
+]
+FirstLevelChoice = Annotated[float | None, typer.Option("--kappa-max", help=f"{_FIRST}; 80, of a pipeline 500.")]
+LastLevelChoice = Annotated[float | None, typer.Option("--kappa-min", help=f"{_LAST}; 0.002.")]
+BatchChoice = Annotated[int | None, typer.Option(help="Images per call; 64, of a pipeline 4.")]
 MatchOption = Annotated[bool, typer.Option("--match-variance", help="Give every sample the teacher's variance.")]
 
 # Of `fewstep compare`, `fewstep train` and `fewstep ablate`.

@@ -33,7 +33,17 @@ from fewstep.experiments.runs import captions_of, check_batch, check_guidance, c
 from fewstep.models import Model, bundled
 from fewstep.noise import SPACINGS
 
-__all__ = ["FIRST_SEED", "CalibratePlan", "Prepared", "again", "described", "place_of", "prepared", "settings_of"]
+__all__ = [
+    "FIRST_SEED",
+    "CalibratePlan",
+    "Prepared",
+    "again",
+    "described",
+    "place_of",
+    "prepared",
+    "settings_of",
+    "stamped",
+]
 
 FIRST_SEED = 10**9  # far from those that images are made of: errors on these are of noise that no fit has seen
 _PER_SCALE = 4  # trajectories that every guidance scale leads, at least: some to fit to, some held out
@@ -180,23 +190,28 @@ def described(table: Table, model: Model, plan: CalibratePlan) -> Table:
     """Write into a table how it was fitted, beyond what the fit knows."""
     chosen = [model.config.classes[c] for c in plan.classes] or list(plan.captions)
     in_turn = said_of(conditions(model, [0]), captions_of(model, [0], plan.captions))
-    told = {
+    return stamped(table, plan, chosen or in_turn)
+
+
+def stamped(table: Table, plan: CalibratePlan, told: Sequence[str] | str) -> Table:
+    """Write seed, scales, versions, date and what the trajectories were told into a table."""
+    facts = {
         "seed": plan.seed,
         "guidance": list(plan.guidance),
-        "conditions": chosen or in_turn,
+        "conditions": told,
         "fewstep": fewstep.__version__,
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),
     }
-    return replace(table, facts={**table.facts, **told})
+    return replace(table, facts={**table.facts, **facts})
 
 
-def place_of(name_or_dir: str, model: Model, nfe: Sequence[int], out: str | Path | None) -> Path:
+def place_of(name_or_dir: str, origin: Origin, nfe: Sequence[int], out: str | Path | None) -> Path:
     """Choose the file of a table, before anything is fitted.
 
     Args:
         name_or_dir: of the model.
-        model: what it was loaded as.
+        origin: name and weights of what it was loaded as.
         nfe: numbers of calls that the table will have.
         out: a file, or a folder: one that is there, or a name with a slash at its end; None for the model's folder, or
             for this one where the model is bundled and its folder is the package's.
@@ -213,7 +228,7 @@ def place_of(name_or_dir: str, model: Model, nfe: Sequence[int], out: str | Path
     path = beside if out is None else _named(out)
     own = home is not None and path.resolve() == beside.resolve()
     if path.exists():
-        _refuse_loss(path, model, nfe, own=own)
+        _refuse_loss(path, origin, nfe, own=own)
     _probe(path.parent)
     return path
 
@@ -254,7 +269,7 @@ def _probe(folder: Path) -> None:
         part.rmdir()
 
 
-def _refuse_loss(path: Path, model: Model, nfe: Sequence[int], *, own: bool) -> None:
+def _refuse_loss(path: Path, origin: Origin, nfe: Sequence[int], *, own: bool) -> None:
     """Refuse to write over what is not worthless; beside the weights, what does not serve them is."""
     try:
         earlier = load_table(path)
@@ -266,11 +281,11 @@ def _refuse_loss(path: Path, model: Model, nfe: Sequence[int], *, own: bool) -> 
             "Only a table is written over",
             "Choose another name for --out, or remove the file first",
         ) from error
-    if earlier.origin.fingerprint != model.fingerprint:
+    if earlier.origin.fingerprint != origin.fingerprint:
         if own:
             return
         raise ConfigError(
-            f"A table of the model {model.config.name!r} to be written over {path}, which was fitted to "
+            f"A table of the model {origin.model!r} to be written over {path}, which was fitted to "
             f"{earlier.origin.model or 'something'} with other weights",
             "A table is written over one of the same weights",
             "Choose another name for --out, or remove the file first",

@@ -20,7 +20,7 @@ from fewstep.errors import CheckpointError, ConfigError, NonFiniteError
 from fewstep.experiments.evaluation.generators import Asked, check_asked
 from fewstep.experiments.runs import Drawn, check_batch
 
-__all__ = ["PipelineGenerator"]
+__all__ = ["PipelineGenerator", "load_pipeline", "pipeline_name"]
 
 _KIND = Kind(
     "text-to-image pipeline",
@@ -66,9 +66,9 @@ class PipelineGenerator:
         check_batch(batch_size)
         if steps < 1 or (size is not None and size < 1):
             raise ConfigError(f"steps={steps}, size={size}", "Both are at least 1", "Choose for instance steps=10")
-        self.pipeline: Any = _load(path_or_id, dtype).to(device)
-        self.pipeline.set_progress_bar_config(disable=True)
-        self.name = Path(path_or_id).name if Path(path_or_id).is_dir() else str(path_or_id)
+        self.pipeline: Any = load_pipeline(path_or_id, dtype).to(device)
+        _check_prompted(self.pipeline, path_or_id)
+        self.name = pipeline_name(path_or_id)
         self.steps, self.guidance, self.size, self.batch_size = steps, guidance, size, batch_size
         self.denoiser = _denoiser(self.pipeline, self.name)
         self.fingerprint = fingerprint(self.denoiser.state_dict())
@@ -166,25 +166,47 @@ class _Count:
         self.samples += len(batch)
 
 
-def _load(path_or_id: str | Path, dtype: torch.dtype) -> Any:
-    """Load a pipeline, without its safety checker."""
+def load_pipeline(path_or_id: str | Path, dtype: torch.dtype = torch.float32) -> Any:
+    """Load a pipeline of any kind: quietly, without bars and without its safety checker.
+
+    Args:
+        path_or_id: a folder that diffusers wrote, with safetensors weights, or a hub id.
+        dtype: of the weights and of the computation.
+
+    Returns:
+        The pipeline of diffusers, on the host.
+
+    Raises:
+        MissingExtra: if diffusers is not installed.
+        MissingWeights: if there is no such folder, a file is missing from it, or the hub cannot be reached.
+        CheckpointError: if it is damaged.
+    """
     place, diffusers = place_of(path_or_id, _KIND), require("diffusers", _KIND.extra)
     with loading(place, _KIND), warnings.catch_warnings():
         # The older of its two names for the dtype: diffusers 0.35 knows only this one, newer releases warn of it.
         warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
         pipeline = diffusers.DiffusionPipeline.from_pretrained(place, use_safetensors=True, torch_dtype=dtype)
-        needed = {"prompt", "generator", "num_inference_steps", "output_type"}
-        parameters = inspect.signature(type(pipeline).__call__).parameters
-        if not needed <= parameters.keys():
-            raise CheckpointError(
-                f"{place} is a {type(pipeline).__name__}, which cannot be asked for images by prompts and seeds",
-                f"The call of a text-to-image pipeline has {', '.join(sorted(needed))}",
-                "Give a text-to-image pipeline",
-            )
         _check_whole(pipeline, place)
         if getattr(pipeline, "safety_checker", None) is not None:
             pipeline.register_modules(safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def pipeline_name(path_or_id: str | Path) -> str:
+    """Name a pipeline: the last part of its folder's path, or its hub id."""
+    return Path(path_or_id).name if Path(path_or_id).is_dir() else str(path_or_id)
+
+
+def _check_prompted(pipeline: Any, place: str | Path) -> None:
+    """Refuse a pipeline that makes images of something else than prompts and seeds."""
+    needed = {"prompt", "generator", "num_inference_steps", "output_type"}
+    if not needed <= inspect.signature(type(pipeline).__call__).parameters.keys():
+        raise CheckpointError(
+            f"{place} is a {type(pipeline).__name__}, which cannot be asked for images by prompts and seeds",
+            f"The call of a text-to-image pipeline has {', '.join(sorted(needed))}",
+            "Give a text-to-image pipeline",
+        )
 
 
 def _check_whole(pipeline: Any, place: str) -> None:
