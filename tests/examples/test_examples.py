@@ -97,6 +97,20 @@ def test_own_denoiser(tmp_path: Path) -> None:
     assert ring["Heun", 128] < 0.2
 
 
+def test_diffusers_pipeline(tmp_path: Path) -> None:
+    """Pipeline and core make the same pictures; the fitted solver is the nearest to 100 steps at every number."""
+    printed = smoke("diffusers_pipeline.py", tmp_path)
+    (gap,) = re.findall(r"NFE 8: differ by at most (\S+)", printed)
+    assert float(gap) < 1e-6
+    found = re.findall(r"(\w+) +error after \[5, 8, 10\] steps: ([\d.]+), ([\d.]+), ([\d.]+)", printed)
+    error = {scheduler: [*map(float, errors)] for scheduler, *errors in found}
+    assert list(error) == ["DDIMScheduler", "EVODiffScheduler", "CalibratedScheduler"]
+    for stock, evodiff, calibrated in zip(*error.values(), strict=True):
+        assert calibrated < 0.6 * evodiff < 0.6 * stock, error
+    # More of it would be all that is left: pictures of such a network are no flat grey.
+    assert error["DDIMScheduler"][0] > 0.05
+
+
 def test_through_the_sampler(tmp_path: Path) -> None:
     """The completion is the most probable one: the lower half is predicted as well as linear regression predicts it."""
     printed = smoke("through_the_sampler.py", tmp_path)

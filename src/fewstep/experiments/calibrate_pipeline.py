@@ -18,7 +18,6 @@ from fewstep.calibration import Origin, Problem, Refinement, Settings, Table, pr
 from fewstep.denoisers import ClassifierFree, Denoiser, NetworkDenoiser
 from fewstep.errors import ConfigError
 from fewstep.experiments.calibrate import CalibratePlan, Prepared, stamped
-from fewstep.noise import Schedule, Tabulated
 
 __all__ = ["PLAN", "described", "evaluations", "own_guidance", "prepared"]
 
@@ -59,7 +58,7 @@ def prepared(pipeline: Any, plan: CalibratePlan = PLAN, size: int | None = None,
     Args:
         pipeline: of Stable Diffusion 1 or 2, SDXL, SD3, Flux, PixArt, Sana or DiT, or unconditional; on its device.
         plan: prompts as `captions`, or classes; scales, seeds, levels: ``replace(PLAN, captions=("a red fox",))``. Its
-            levels are bounded by those that the network was trained at.
+            levels are bounded by those that the network was trained at; of a table of betas that is timestep 0.
         size: height and width of the images in pixels; None is the pipeline's own.
         name: of the model in the table; the pipeline's class if empty.
 
@@ -76,15 +75,14 @@ def prepared(pipeline: Any, plan: CalibratePlan = PLAN, size: int | None = None,
     given = _conditions(pipeline, network, plan, size)
     _check_scales(pipeline, network, plan.guidance, given)
     denoiser, n = wrap(pipeline), plan.trajectories
-    kappa_max, kappa_min = _ends(denoiser.schedule, plan)
     problem = problem_of(
         [_guided(denoiser, network, scale, given.uncond) for scale in plan.guidance],
         denoiser.schedule,
         _shape(network, given, pipeline, size),
         seeds=range(plan.seed, plan.seed + n),
         cond=_in_turn(given.cond, network, plan),
-        kappa_max=kappa_max,
-        kappa_min=kappa_min,
+        kappa_max=plan.kappa_max,
+        kappa_min=plan.kappa_min,
         device=next(network.parameters()).device,
         batch=plan.batch_size,
     )
@@ -194,15 +192,6 @@ def _shape(network: Any, given: _Told, pipeline: Any, size: int | None) -> tuple
     edge = config.sample_size if size is None else size // pipeline.vae_scale_factor
     height, width = (edge, edge) if isinstance(edge, int) else edge
     return config.in_channels, height, width
-
-
-def _ends(schedule: Schedule, plan: CalibratePlan) -> tuple[float, float]:
-    """First and last level: the plan's, within a table's noisiest timestep and its timestep 0."""
-    if not isinstance(schedule, Tabulated):
-        return plan.kappa_max, plan.kappa_min
-    ends = torch.tensor([schedule.t_range()[1], 1.0], dtype=torch.float64)
-    noisiest, cleanest = schedule.level(ends).kappa.tolist()
-    return min(plan.kappa_max, noisiest), max(plan.kappa_min, cleanest)
 
 
 # What it is told
