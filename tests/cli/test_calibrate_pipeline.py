@@ -61,13 +61,25 @@ def test_the_whole_way(cli: Cli, saved: Path, here: Path) -> None:
 
 
 def test_it_brings_its_own_scale_and_takes_another_size(cli: Cli, saved: Path, here: Path) -> None:
-    words = ("--captions", PROMPTS[0], "--size", 24, "--dtype", "bfloat16", "--out", here / "new" / "t.json")
+    words = (
+        "--captions",
+        PROMPTS[0],
+        "--size",
+        24,
+        "--dtype",
+        "bfloat16",
+        "--first",
+        "analytic",
+        "--out",
+        here / "new" / "t.json",
+    )
     ran = cli("calibrate", "--model", f"pipeline:{saved}", *words, *FEW, "--nfe", 3)
     assert ran.code == 0, ran.err
     table = load_table(here / "new" / "t.json")
     assert (table.origin.guidance, table.facts["guidance"]) == ((7.5, 7.5), [7.5])
     assert (table.facts["size"], table.facts["dtype"]) == (24, "bfloat16")
-    assert "for num_inference_steps 3. In Python" in " ".join(ran.out.split())
+    assert table.entries[3].first
+    assert "for num_inference_steps 4. In Python" in " ".join(ran.out.split()), "the scheduler makes that call too"
 
 
 def test_no_other_table_is_lost(cli: Cli, saved: Path, here: Path) -> None:

@@ -171,25 +171,24 @@ def _run_pipeline(place: str, given: Given, out: str, device: str, size: int | N
     ready = of_pipelines.prepared(pipeline, plan, size, pipeline_name(place))
     path = place_of(f"pipeline:{place}", ready.origin, plan.settings.nfe, out)
     _say_cost(of_pipelines.evaluations(ready.problem, plan.settings), plan)
-    _written(of_pipelines.described(_fitted(ready, plan, path), pipeline, plan, size), path)
-    _say_scheduler(path, plan)
+    fitted = of_pipelines.described(_fitted(ready, plan, path), pipeline, plan, size)
+    _written(fitted, path)
+    _say_scheduler(path, fitted)
 
 
 def _say_cost(evaluations: int, plan: CalibratePlan) -> None:
     """Say what a fit will cost, in evaluations and in pictures."""
     refined = ", and its refinement further ones with gradients" if plan.settings.refinement.iterations else ""
-    guided = any(scale != 1 for scale in plan.guidance)
-    pictures, how = evaluations / (100 if guided else 50), "guided " if guided else ""
     scale = ", ".join(f"{scale:g}" for scale in plan.guidance)
     say(
-        f"Guidance {scale}; {evaluations:,} evaluations of the network, one sample each, about what {pictures:.0f} "
-        f"pictures of 50 {how}steps cost{refined}"
+        f"Guidance {scale}; {evaluations:,} evaluations of the network, one sample each, what {evaluations / 50:.0f} "
+        f"pictures of 50 steps without guidance cost{refined}"
     )
 
 
-def _say_scheduler(path: Path, plan: CalibratePlan) -> None:
-    """Say how a table serves in a pipeline."""
-    *most, last = map(str, sorted(plan.settings.nfe))
+def _say_scheduler(path: Path, fitted: Table) -> None:
+    """Say how a table serves in a pipeline, where a step is a call."""
+    *most, last = map(str, sorted({entry.steps for entry in fitted.entries.values()}))
     steps = f"{', '.join(most)} or {last}" if most else last
     say(f"Table in {escape(str(path))}, for num_inference_steps {steps}. In Python:")
     say("  from fewstep.schedulers import CalibratedScheduler")
