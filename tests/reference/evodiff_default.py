@@ -78,8 +78,8 @@ def family_weights(
 
 def evodiff_default(denoise: Callable[[Array, float], Array], y: Array, kappa: Array) -> list[Array]:
     """All samples of a run, each of shape (b, d), alpha = 1."""
-    # What the first step cannot have missed; a first level below 160 sees all there is.
-    seen = kappa[1] / 2 * (1 + (160 / kappa[0]) ** 4)
+    # What the first step cannot have missed; a first level of 90 or less sees all there is.
+    seen = (1 + kappa[1] / 4) * (1 + (160 / kappa[0]) ** 4)
     wide = np.geomspace(0.01, np.clip(seen, 0.03, 10), 32)
     diffuse = family_weights(
         kappa, wide, np.ones(32), 1e-6,

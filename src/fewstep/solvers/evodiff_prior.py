@@ -23,13 +23,14 @@ weights of very long steps calm, where a prior says little of the data at hand, 
 anything a rule of second order leaves, so it costs no order. The same estimator says, before m_i is known, what it
 should be; those weights sum to 1. Everything here is computed on the host in float64, once for a grid.
 
-A grid that begins at pure noise and takes its first step to a small kappa says that there is nothing to see on the way:
+A grid that begins at pure noise and takes its first step to a small kappa says that there is little to see on the way:
 data of a larger scale would have shown up before. So the scales of a family end at
 
-.. math:: s \le \tfrac12 \kappa_1 \big(1 + (160 / \kappa_0)^4\big) ,
+.. math:: s \le \big(1 + \tfrac14 \kappa_1\big) \big(1 + (160 / \kappa_0)^4\big) ,
 
-which binds on such grids alone (a straight path in N steps has :math:`\kappa_1 = N - 1`). Without it the rule believes
-its first step to have been far off for the largest scales, and undoes that with weights of 20 and -30.
+which leaves all of them to grids that begin at kappa 90 or below (a straight path in N steps has
+:math:`\kappa_1 = N - 1`). Without it the rule believes its first step to have been far off for the largest scales, and
+undoes that with weights of 20 and -30.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ __all__ = ["CLUSTERED", "DIFFUSE", "WINDOW", "Family", "Weights", "weights_of"]
 
 WINDOW = 5  # estimates that a step uses
 MEMORY = 3  # estimates that foresee the next one
-_FIRST = 160.0  # a first level of less noise than this sees all scales
+_FIRST = 160.0  # kappa of a first level at which large scales begin to be seen
 _NARROWEST = 3.0  # a family spans at least this factor
 _SPARED, _LONG = 8, (1e4, 16)  # powers of the relative step h in the ridge: h^8 (1 + 1e4 h^16)
 
@@ -181,7 +182,7 @@ def _seen(alpha: Tensor, sigma: Tensor) -> Tensor:
     """The largest scale that a first step does not miss."""
     unknown = (_FIRST * alpha[0] / sigma[0]) ** 4  # 0 at pure noise
     # At clean data, the end of one single step, there is nothing left to choose.
-    return sigma[1] / alpha[1] / 2 * (1 + unknown)
+    return (1 + sigma[1] / alpha[1] / 4) * (1 + unknown)
 
 
 def _spared(alpha: Tensor, sigma: Tensor, i: int) -> Tensor:
