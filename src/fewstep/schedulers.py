@@ -1,16 +1,18 @@
 """Schedulers for diffusers: ``pipe.scheduler = EVODiffScheduler.from_config(pipe.scheduler.config)``.
 
-This path is frozen: ``model_index.json`` of a saved pipeline names it. It needs the extra ``diffusers``.
+This path is frozen: ``model_index.json`` of a saved pipeline names the module of a class, so these two live here. It
+needs the extra ``diffusers``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from fewstep.adapters.diffusers_levels import Asked, Visited, seen, visited
+from fewstep.adapters.diffusers_levels import Asked, Visited, calls_of, seen, visited
 from fewstep.adapters.scheduler_shell import SchedulerMixin, SchedulerShell
 from fewstep.calibration import Table, load_table, said_schedule
 from fewstep.calibration.problem import levels_at
@@ -53,7 +55,8 @@ class CalibratedScheduler(SchedulerShell):
 
     ``CalibratedScheduler.from_config(pipe.scheduler.config, calibration="calibration.json")``; the table then travels
     in the configuration. It has its own levels for every number of steps, whatever the configuration says of spacings
-    and shifts. Begun at a later level, as image-to-image pipelines do, it uses what is left of its weights.
+    and shifts. Begun at a later level, as image-to-image pipelines do, it uses what is left of its weights. It ends
+    at the table's last level, whatever ``final_sigmas_type`` says.
 
     A step is a call here, since pipelines call their network at every timestep. An entry of n calls whose first
     estimate is given serves n + 1 steps: the network is asked for that estimate too.
@@ -62,15 +65,34 @@ class CalibratedScheduler(SchedulerShell):
     makes it: its JSON, or the path of it. All other arguments are those of :class:`EVODiffScheduler`.
     """
 
+    @classmethod
+    def from_config(  # type: ignore[override]
+        cls, config: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """Make the scheduler from the configuration of another one.
+
+        Args:
+            config: ``pipe.scheduler.config``.
+            return_unused_kwargs: also return what was not understood.
+            **kwargs: values to use instead of the configuration's: `calibration`, a table as JSON or the path of one.
+
+        Returns:
+            The scheduler.
+        """
+        given = kwargs.get("calibration")
+        if isinstance(given, str | Path):  # only what is typed may name a file: a configuration may be anybody's
+            kwargs["calibration"] = load_table(given).to_json()
+        return super().from_config(config, return_unused_kwargs, **kwargs)
+
     def _check(self) -> None:
         given = self._said.calibration
-        if given is None:
+        if not isinstance(given, Mapping):
             raise ConfigError(
-                "A CalibratedScheduler without a table",
-                "It samples with levels and weights that were fitted to one model",
-                "Pass calibration='calibration.json' to from_config; docs/calibration.md has how to fit one",
+                f"A CalibratedScheduler with calibration={given!r}",
+                "It samples with levels and weights that were fitted to one model: a table, or its path in from_config",
+                "from_config(config, calibration='calibration.json'); docs/calibration.md has how to fit one",
             )
-        table = Table.from_json(given) if isinstance(given, Mapping) else load_table(given)
+        table = Table.from_json(given)
         self._register(calibration=table.to_json())
         own, here = table.origin.schedule, said_schedule(self._known.schedule)
         if own not in ("", here):
@@ -88,14 +110,12 @@ class CalibratedScheduler(SchedulerShell):
         return sorted(self._entries)
 
     def _levels(self, asked: Asked) -> Visited:
-        steps, given = asked.steps, f"{asked.steps} steps"
-        if asked.sigmas is not None and _are_even(asked.sigmas):
-            steps = len(asked.sigmas)  # what some pipelines of flows pass when they are asked for a number of steps
-        elif asked.sigmas is not None or asked.timesteps is not None:
-            steps, given = None, "timesteps or sigmas"
-        if steps not in self._entries:
+        steps, lists = calls_of(asked)
+        # Some pipelines of flows pass 1, 1 - 1/n ... 1/n when they are asked for n steps.
+        even = "sigmas" in lists and all(abs(s - (1 - i / steps)) < _EVEN for i, s in enumerate(lists["sigmas"]))
+        if steps not in self._entries or (lists and not even):
             raise ConfigError(
-                f"{given} of a calibrated solver",
+                f"{f'{steps} steps' if even or not lists else ', '.join(lists)} of a calibrated solver",
                 f"It has its own levels for some numbers of steps: {', '.join(map(str, self.steps))}",
                 "Pass one of them as num_inference_steps, alone; or use EVODiffScheduler, which takes any",
             )
@@ -107,9 +127,3 @@ class CalibratedScheduler(SchedulerShell):
         # A later start has no earlier estimates: their shares go to the newest, which keeps constants exact.
         weights = tuple(row[first:] for row in self._entry.weights[first:])
         return TabulatedSolver(weights, self._entry.kappa[first:])
-
-
-def _are_even(sigmas: Sequence[float] | Tensor) -> bool:
-    """Whether these are 1, 1 - 1/n ... 1/n."""
-    n = len(sigmas)
-    return all(abs(float(sigma) - (1 - i / n)) < _EVEN for i, sigma in enumerate(sigmas))

@@ -168,7 +168,7 @@ PREDICTED = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_predic
 
 @pytest.mark.parametrize("said", PREDICTED)
 def test_predictions(said):
-    known = described({"prediction_type": said})
+    known = described({"beta_schedule": "linear", "prediction_type": said})
     assert known.prediction == PREDICTIONS[PREDICTED[said]]()
     assert known.flow == (said == "flow_prediction")
 
@@ -184,7 +184,7 @@ def test_flow_schedulers_are_flows_also_without_a_name(kind):
 
 
 REFUSED = {
-    "prediction": ({"prediction_type": "score"}, UnknownName, "flow_prediction"),
+    "prediction": ({**SD, "prediction_type": "score"}, UnknownName, "flow_prediction"),
     "betas": ({"beta_schedule": "sigmoid"}, UnknownName, "scaled_linear"),
     "edm": (dict(EDMEulerScheduler().config), ConfigError, "EDM"),
     "continuous": ({"timestep_type": "continuous"}, ConfigError, "EDM"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import pickle
 
+import diffusers
 import pytest
 import torch
 from diffusers import (
@@ -21,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 import fewstep
 from fewstep.calibration import Entry, Origin, Table, said_schedule
 from fewstep.denoisers import NetworkDenoiser
-from fewstep.errors import CheckpointError, ConfigError, FewstepError, LevelError
+from fewstep.errors import CheckpointError, ConfigError, FewstepError, GridError, LevelError, UnknownName
 from fewstep.noise import LinearFlow, Tabulated
 from fewstep.schedulers import CalibratedScheduler, EVODiffScheduler
 from fewstep.solvers import DDIM, EVODiff, TabulatedSolver
@@ -354,8 +356,17 @@ def test_the_table_travels_with_the_configuration(tmp_path):
 
 
 CALIBRATION = {
-    "none": (lambda: CalibratedScheduler(**SD), ConfigError, "without a table"),
-    "no file": (lambda: CalibratedScheduler(calibration="nowhere.json"), CheckpointError, r"nowhere\.json"),
+    "none": (lambda: CalibratedScheduler(**SD), ConfigError, "calibration=None"),
+    "no file": (
+        lambda: CalibratedScheduler.from_config(SD, calibration="nowhere.json"),
+        CheckpointError,
+        r"nowhere\.json",
+    ),
+    "a file that a configuration names": (
+        lambda: CalibratedScheduler.from_config({**SD, "calibration": "/dev/zero"}),
+        ConfigError,
+        "path in from_config",
+    ),
     "no table": (lambda: CalibratedScheduler(calibration={"a": 1}), CheckpointError, "fewstep calibrate"),
     "other calls": (lambda: calibrated().set_timesteps(5), ConfigError, "steps: 4"),
     "timesteps": (lambda: calibrated().set_timesteps(timesteps=[9]), ConfigError, "own levels"),
@@ -383,7 +394,7 @@ def test_from_any_configuration_and_back():
     flow.set_timesteps(4)
     back = FlowMatchEulerDiscreteScheduler.from_config(flow.config)
     assert back.config.shift == 3
-    sibling = DPMSolverMultistepScheduler.from_config(flow.config, use_flow_sigmas=True, flow_shift=3.0)
+    sibling = DPMSolverMultistepScheduler.from_config(flow.config)
     sibling.set_timesteps(4)
     torch.testing.assert_close(sibling.sigmas, flow.sigmas, atol=5e-4, rtol=0)
     named = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "stochastic_sampling": False}
@@ -439,12 +450,12 @@ class Logged:
         self.handler = standard.Handler()
         self.handler.emit = lambda record: self.lines.append(record.getMessage())
         logging.get_logger("diffusers").addHandler(self.handler)
-        logging.get_logger("fewstep.adapters.scheduler_shell").addHandler(self.handler)
+        logging.get_logger("fewstep.adapters.scheduler_levels").addHandler(self.handler)
         return self
 
     def __exit__(self, *_):
         logging.get_logger("diffusers").removeHandler(self.handler)
-        logging.get_logger("fewstep.adapters.scheduler_shell").removeHandler(self.handler)
+        logging.get_logger("fewstep.adapters.scheduler_levels").removeHandler(self.handler)
 
 
 @pytest.mark.parametrize(
@@ -489,3 +500,114 @@ def test_tables_of_both_kinds_are_described():
     assert isinstance(EVODiffScheduler(**SD)._known.schedule, Tabulated)
     assert len(EVODiffScheduler(**FLOW).betas) == 0
     assert len(EVODiffScheduler(**SD)) == 1000
+
+
+FOREIGN = {
+    "EDM": diffusers.EDMDPMSolverMultistepScheduler(),
+    "EDM Euler": diffusers.EDMEulerScheduler(),
+    "SVD": EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"),
+    "CogVideoX": diffusers.CogVideoXDDIMScheduler(snr_shift_scale=3.0),
+    "trigflow": diffusers.SCMScheduler(),
+    "consistency": diffusers.CMStochasticIterativeScheduler(),
+    "Mochi": FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("stock", FOREIGN.values(), ids=FOREIGN)
+def test_configurations_of_other_models_are_refused_before_their_keys_are_lost(stock, tmp_path):
+    with pytest.raises(ConfigError, match="Supported are"):
+        EVODiffScheduler.from_config({} if stock is None else stock.config)
+    if stock is not None:
+        stock.save_pretrained(tmp_path)
+        with pytest.raises(ConfigError, match="Supported are"):
+            EVODiffScheduler.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["LCMScheduler", "TCDScheduler", "UnCLIPScheduler", "DDPMScheduler", "EulerDiscreteScheduler"]
+)
+def test_a_network_keeps_the_betas_that_another_class_filled_in(name):
+    """LCM's are Stable Diffusion's by default, and diffusers hands on only what was written down."""
+    stock = getattr(diffusers, name)()
+    bar = EVODiffScheduler.from_config(stock.config).alphas_cumprod
+    torch.testing.assert_close(bar, stock.alphas_cumprod, rtol=1e-4, atol=1e-9)
+
+
+def test_a_flow_stays_one_at_stock_schedulers_and_on_the_way_back():
+    """SD3's configuration through DPM-Solver++, which says epsilon by default, and ours at it."""
+    sd3 = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    there = DPMSolverMultistepScheduler.from_config(sd3.config)
+    back = EVODiffScheduler.from_config(there.config)
+    back.set_timesteps(4)
+    assert back.sigmas.tolist() == pytest.approx([1, 0.9, 0.75, 0.5, 0])
+    for kind in (DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler):
+        stock = kind.from_config(EVODiffScheduler.from_config(sd3.config).config)
+        stock.set_timesteps(4)
+        torch.testing.assert_close(stock.sigmas, back.sigmas, atol=5e-3, rtol=0)
+        assert (stock.config.prediction_type, stock.config.flow_shift) == ("flow_prediction", 3.0)
+
+
+def test_slips_of_the_pen_are_refused():
+    with pytest.raises(UnknownName, match=r"use_karas_sigmas.*use_karras_sigmas"):
+        EVODiffScheduler.from_config(SD, use_karas_sigmas=True)
+    with pytest.raises(ConfigError, match=r"pipe\.scheduler\.config"):
+        EVODiffScheduler.from_config(EVODiffScheduler(**SD))
+
+
+def test_two_runs_at_once_are_refused_under_gradients_instead_of_mixed():
+    scheduler, net = EVODiffScheduler(**SD), Net()
+    scheduler.set_timesteps(4)
+
+    def step(x, t):
+        return scheduler.step(net(x, t), t, x, return_dict=False)[0]
+
+    ends = []
+    for seed in (0, 1):
+        x = noise(seed=seed)
+        scheduler.set_timesteps(4)
+        for t in scheduler.timesteps:
+            x = checkpoint(step, x, t, use_reentrant=False)
+        ends.append(x.square().sum())
+    with pytest.raises(ConfigError, match="two runs at once need two schedulers"):
+        torch.autograd.grad(sum(ends), net.weight)
+    scheduler.set_timesteps(4)
+    run(scheduler, net, noise())
+    with pytest.raises(ConfigError, match="Call set_timesteps before every run"):
+        run(scheduler, net, noise(seed=1))
+
+
+def test_a_step_in_the_middle_may_be_run_again():
+    scheduler, net = EVODiffScheduler(**SD), Net()
+    scheduler.set_timesteps(4)
+    x, seen = noise(), []
+    for t in scheduler.timesteps[:3]:
+        seen.append(x)
+        x = scheduler.step(net(x, t), t, x).prev_sample
+    t = scheduler.timesteps[1]
+    assert torch.equal(scheduler.step(net(seen[1], t), t, seen[1]).prev_sample, seen[2])
+    assert scheduler.step_index == 3
+
+
+def test_a_timestep_that_is_not_set_begins_at_the_next_one_below():
+    scheduler = EVODiffScheduler(**SD)
+    scheduler.set_timesteps(4)  # 999, 749, 499, 249
+    with Logged() as said:
+        assert scheduler.index_for_timestep(600) == 2
+        assert scheduler.index_for_timestep(3) == 3
+    assert len(said.lines) == 2
+
+
+def test_of_two_entries_of_a_length_the_one_that_calls_is_taken():
+    called, given = table_of(4).entries[4], table_of(4, first=True).entries[3]
+    other = dataclasses.replace(given, kappa=(13.0, *KAPPA[1:]))
+    both = Table(Origin(), {3: other, 4: called}, torch.zeros(4, 8, 8))
+    scheduler = CalibratedScheduler(**SD, calibration=both.to_json())
+    scheduler.set_timesteps(4)
+    assert scheduler.sigmas.tolist() == pytest.approx(KAPPA)
+
+
+@pytest.mark.parametrize("steps", [2.5, True, "4"])
+def test_numbers_of_steps_are_whole(steps):
+    with pytest.raises(GridError, match="One step or more"):
+        EVODiffScheduler(**SD).set_timesteps(steps)

@@ -21,7 +21,7 @@ from fewstep.adapters.diffusers_config import described
 from fewstep.adapters.encoding import decode, encode
 from fewstep.adapters.wrap import kind_of, wrap
 from fewstep.calibration import Refinement, Settings, fit, problem_of
-from fewstep.denoisers import ClassifierFree, NetworkDenoiser
+from fewstep.denoisers import ClassifierFree, NetworkDenoiser, V
 from fewstep.errors import CheckpointError, ConfigError, ShapeError, UnknownName
 from fewstep.noise import LinearFlow, NoiseLevel, ShiftedFlow, Tabulated, Trailing, VPLinear
 from fewstep.sampling import Checkpointed, Full, LastSteps, NoGrad, sample
@@ -53,7 +53,7 @@ class Spy:
 def told(schedule: Any, level: NoiseLevel, dtype: torch.dtype = torch.float32) -> Tensor:
     spy = Spy()
     x = torch.zeros(level.sigma.numel(), 1, dtype=dtype)
-    NetworkDenoiser(spy, described({"prediction_type": "v_prediction"}).prediction, schedule, "timestep")(x, level)
+    NetworkDenoiser(spy, V(), schedule, "timestep")(x, level)
     return spy.labels[0]
 
 
@@ -359,7 +359,7 @@ def test_refusals_of_wrap() -> None:
     refuses(ConfigError, "scheduler=7", lambda: wrap(pipe.unet, 7))
     refuses(ConfigError, "A dict without a unet or transformer", lambda: wrap({}))
     refuses(ConfigError, "continuous EDM", lambda: wrap(pipe.unet, diffusers.EDMEulerScheduler()))
-    refuses(UnknownName, "epsilom", lambda: wrap(pipe.unet, {"prediction_type": "epsilom"}))
+    refuses(UnknownName, "epsilom", lambda: wrap(pipe.unet, {"beta_schedule": "linear", "prediction_type": "epsilom"}))
     short = {"prediction_type": "flow_prediction", "num_train_timesteps": 500}
     refuses(ConfigError, "flow with num_train_timesteps=500", lambda: wrap(pipeline("sd3"), short))
 

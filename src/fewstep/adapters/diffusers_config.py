@@ -9,6 +9,7 @@ the schedule (:mod:`fewstep.adapters.diffusers_levels` has it).
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Mapping
 from itertools import pairwise
@@ -53,7 +54,7 @@ def need_diffusers() -> Any:
         MissingExtra: if it is not installed, or older than what the tests run with.
     """
     diffusers = require("diffusers", "diffusers")
-    found = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
+    found = tuple(int(part) for part in re.findall(r"\d+", diffusers.__version__)[:2])
     given, allowed = f"diffusers {diffusers.__version__}", f"fewstep is tested with {_said(OLDEST)} to {_said(TESTED)}"
     todo = f"pip install 'diffusers>={_said(OLDEST)},<{TESTED[0]}.{TESTED[1] + 1}'"
     if found < OLDEST:
@@ -112,7 +113,7 @@ def _refuse_foreign(config: Mapping[str, Any]) -> None:
         or ("sigma_data" in config and not tabled),
         "inverted sigmas": bool(config.get("invert_sigmas")),
         "a shifted table, snr_shift_scale": config.get("snr_shift_scale", 1) != 1,
-        "neither betas nor a flow": not (tabled or is_flow(config) or "prediction_type" in config),
+        "neither betas nor a flow": not (tabled or is_flow(config)),
     }
     for what, hit in foreign.items():
         if hit:

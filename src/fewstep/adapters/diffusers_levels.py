@@ -13,6 +13,7 @@ asked for: a network is told the level it is at.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
@@ -25,7 +26,7 @@ from fewstep.adapters.diffusers_ramps import RAMPS, ramp_of
 from fewstep.errors import ConfigError, GridError, LevelError
 from fewstep.noise import Grid, Tabulated, check_grid
 
-__all__ = ["Asked", "Visited", "seen", "visited"]
+__all__ = ["Asked", "Visited", "calls_of", "seen", "visited"]
 
 _Lists: TypeAlias = Mapping[str, list[float]]  # what was given, by name: timesteps or sigmas
 _SAME = 1e-6  # timesteps that differ by less are one, computed twice
@@ -77,9 +78,7 @@ def visited(config: Mapping[str, Any], known: Described, asked: Asked) -> Visite
         GridError: if the levels do not fall.
         LevelError: if the network does not know a level, or sigmas are of the other convention.
     """
-    given = {"timesteps": asked.timesteps, "sigmas": asked.sigmas}
-    lists = {name: _numbers(levels, name) for name, levels in given.items() if levels is not None}
-    steps = _count(asked.steps, lists)
+    steps, lists = calls_of(asked)
     ramps = [name for name in RAMPS if config.get(name)]
     if len(ramps) > 1 or (ramps and "timesteps" in lists):
         both = [*ramps, *(name for name in lists if ramps)]
@@ -115,6 +114,24 @@ def _numbers(levels: Sequence[float] | Tensor, name: str) -> list[float]:
     return numbers
 
 
+def calls_of(asked: Asked) -> tuple[int, dict[str, list[float]]]:
+    """Check what is asked for: number of calls, and the levels that are given, by name.
+
+    Args:
+        asked: number of calls, or levels.
+
+    Returns:
+        The number, and timesteps or sigmas.
+
+    Raises:
+        ConfigError: if nothing or two things are asked for.
+        GridError: if levels do not fall, or are of another number.
+    """
+    given = {"timesteps": asked.timesteps, "sigmas": asked.sigmas}
+    lists = {name: _numbers(levels, name) for name, levels in given.items() if levels is not None}
+    return _count(asked.steps, lists), lists
+
+
 def _count(steps: int | None, lists: Mapping[str, list[float]]) -> int:
     """Number of calls; of levels that end in 0, one less than there are."""
     if len(lists) > 1 or not (lists or steps is not None):
@@ -124,9 +141,11 @@ def _count(steps: int | None, lists: Mapping[str, list[float]]) -> int:
             "Pass one of them",
         )
     if not lists:
-        if steps is None or steps < 1:
-            raise GridError(f"num_inference_steps={steps}", "One step or more", "Ask for instance for 8")
-        return steps
+        if steps is None or type(steps) is bool or not hasattr(steps, "__index__") or steps < 1:
+            raise GridError(
+                f"num_inference_steps={steps!r}", "One step or more, a whole number", "Ask for instance for 8"
+            )
+        return operator.index(steps)
     (name, levels), *_ = lists.items()
     calls = len(levels) - (name == "sigmas" and levels[-1] == 0)
     if calls < 1 or steps not in (None, calls, len(levels)):
