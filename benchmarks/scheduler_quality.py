@@ -25,11 +25,12 @@ from torch import Tensor
 import fewstep
 from benchmarks.quality_pictures import panels_of, plain
 from fewstep._files import output_dir, write_json
+from fewstep.adapters.diffusers_config import scheduler_config
 from fewstep.experiments.demo import machine
 from fewstep.experiments.export import pipeline_of
 from fewstep.models import Model
 from fewstep.noise import Grid, NoiseLevel, Tabulated, UniformLam
-from fewstep.pipelines import FewstepModel, FewstepPipeline, scheduler_config
+from fewstep.pipelines import FewstepModel, FewstepPipeline
 from fewstep.schedulers import CalibratedScheduler, EVODiffScheduler
 from fewstep.solvers import Heun
 

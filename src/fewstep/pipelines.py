@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 
 from fewstep._model_config import ModelConfig
 from fewstep._tensor import expand
-from fewstep.adapters.diffusers_config import described, need_diffusers
+from fewstep.adapters.diffusers_config import TIMESTEPS, described, need_diffusers, scheduler_config
 from fewstep.denoisers import Cond
 from fewstep.errors import ConfigError, ShapeError, choose
 
@@ -36,21 +36,7 @@ from diffusers.utils.torch_utils import randn_tensor  # noqa: E402
 __all__ = ["DEFAULT_STEPS", "TIMESTEPS", "FewstepModel", "FewstepPipeline", "ModelMixin", "scheduler_config"]
 
 DEFAULT_STEPS = 10
-TIMESTEPS = 1000
-
-
-def scheduler_config(betas: Sequence[float] | None) -> dict[str, Any]:
-    """Say what a :class:`FewstepModel` predicts, and at which levels, as schedulers are told it.
-
-    Args:
-        betas: of a table; None for a flow.
-
-    Returns:
-        Configuration of a scheduler.
-    """
-    if betas is None:
-        return {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "num_train_timesteps": TIMESTEPS}
-    return {"prediction_type": "sample", "trained_betas": list(betas), "num_train_timesteps": len(betas)}
+_EULER = "FlowMatchEulerDiscreteScheduler"
 
 
 @dataclass
@@ -213,12 +199,22 @@ class FewstepPipeline(DiffusionPipeline):
         return latents.to(self._execution_device)
 
     def _set_steps(self, steps: int | None) -> None:
-        steps, chain = self._said.steps if steps is None else steps, self._said.chain
-        if not chain:
-            self.scheduler.set_timesteps(steps, device=self._execution_device)
-            return
-        sigmas = choose(str(steps), chain, "number of steps of this chain")
-        self.scheduler.set_timesteps(sigmas=list(sigmas), device=self._execution_device)
+        steps, chain, scheduler = self._said.steps if steps is None else steps, self._said.chain, self.scheduler
+        euler = type(scheduler).__name__ == _EULER
+        if chain and not euler:
+            raise ConfigError(
+                f"A {type(scheduler).__name__} for a model that was trained through a chain",
+                f"Its steps are Euler's, of {', '.join(chain)} steps; any other rule makes noise of them",
+                f"Set pipe.scheduler = diffusers.{_EULER}()",
+            )
+        if chain:
+            sigmas = choose(str(steps), chain, "number of steps of this chain")
+            scheduler.set_timesteps(sigmas=list(sigmas), device=self._execution_device)
+        elif euler and steps > 0:  # by itself it ends with a step of 1 / 1000 that a call is spent on
+            even = [1 - i / steps for i in range(steps)]
+            scheduler.set_timesteps(sigmas=even, device=self._execution_device)
+        else:
+            scheduler.set_timesteps(steps, device=self._execution_device)
 
     def _scaled(self, x: Tensor, t: Tensor) -> Tensor:
         """Samples as the network takes them; schedulers of flows have nothing to scale, and no method for it."""

@@ -388,6 +388,7 @@ def test_refusals_of_encode_and_decode() -> None:
     refiner = pipeline("sdxl-img2img")
     refiner.register_to_config(requires_aesthetics_score=True)
     refuses(ConfigError, "SDXL's refiner", lambda: encode(refiner, PROMPTS))
+    refuses(ConfigError, "negative=['x']", lambda: encode(pipeline("sd"), PROMPTS, negative=["x"]))
     refuses(ConfigError, "prompts='a fox'", lambda: encode(pipeline("sd"), "a fox"))
     refuses(ShapeError, "for 8 x 8 tokens", lambda: decode(pipeline("flux"), noise("flux"), (32, 32)))
 

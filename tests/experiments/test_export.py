@@ -105,6 +105,30 @@ def test_a_few_step_model_keeps_its_chain(tmp_path, steps):
         drawn(pipeline, num_inference_steps=3)
 
 
+def test_a_chain_is_sampled_by_no_other_rule():
+    """EVODiff extrapolates from one step to the next, which were never trained to follow one another so."""
+    pipeline = pipeline_of(fewstep.load_model("mnist-fewstep"))
+    pipeline.scheduler = EVODiffScheduler.from_config(pipeline.scheduler.config)
+    with pytest.raises(ConfigError, match=r"trained through a chain.*FlowMatchEulerDiscreteScheduler\(\)"):
+        drawn(pipeline, num_inference_steps=2)
+
+
+def test_a_stock_flow_scheduler_makes_even_steps(mnist):
+    pipeline = pipeline_of(mnist, "stock")
+    drawn(pipeline, num_inference_steps=4)
+    assert pipeline.scheduler.sigmas.tolist() == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+
+
+def test_a_table_of_other_weights_is_not_exported(tmp_path):
+    entry = Entry((60.0, 5.0, 0.01), ((0.3,),), False, "ddim", "by hand", 0.1, 0.1, 0.1)
+    model = small(tmp_path)
+    Table(Origin("small", "0" * 12, repr(model.denoiser.schedule)), {2: entry}).save(
+        tmp_path / "small/calibration.json"
+    )
+    with pytest.raises(ConfigError, match="fitted to the weights 000000000000"):
+        pipeline_of(fewstep.load_model(tmp_path / "small"))
+
+
 def test_a_model_of_bounded_noise_becomes_a_table_of_its_range(tmp_path):
     model = small(tmp_path)
     pipeline = exported(model, tmp_path / "out")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -21,12 +21,24 @@ from fewstep.denoisers.predictions import Prediction
 from fewstep.errors import ConfigError, MissingExtra, choose
 from fewstep.noise import LinearFlow, Schedule, Tabulated
 
-__all__ = ["OLDEST", "TESTED", "Described", "described", "explicit", "is_flow", "need_diffusers", "shift_of"]
+__all__ = [
+    "OLDEST",
+    "TESTED",
+    "TIMESTEPS",
+    "Described",
+    "described",
+    "explicit",
+    "is_flow",
+    "need_diffusers",
+    "scheduler_config",
+    "shift_of",
+]
 
 OLDEST, TESTED = (0, 35), (0, 42)  # versions of diffusers: the first and the last that the tests ran with
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 _SMALLEST = 2.0**-24  # alphas_cumprod of "pure noise" in diffusers: a network that predicts noise has an answer there
 _MOST_BETA = 0.999
+TIMESTEPS = 1000  # of what we export
 _OF_TABLES = ("beta_schedule", "beta_start", "trained_betas")
 
 
@@ -188,3 +200,17 @@ def _dynamic(config: Mapping[str, Any], mu: float | None) -> float:
             "Call set_timesteps(..., mu=...), or set use_dynamic_shifting=False and shift=...",
         )
     return math.exp(mu) if kind == "exponential" else float(mu)
+
+
+def scheduler_config(betas: Sequence[float] | None) -> dict[str, Any]:
+    """Say what an exported model of ours predicts, and at which levels, as schedulers are told it.
+
+    Args:
+        betas: of a table; None for a flow.
+
+    Returns:
+        Configuration of a scheduler.
+    """
+    if betas is None:
+        return {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "num_train_timesteps": TIMESTEPS}
+    return {"prediction_type": "sample", "trained_betas": list(betas), "num_train_timesteps": len(betas)}

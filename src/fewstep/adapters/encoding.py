@@ -43,6 +43,8 @@ def encode(
     """
     if not prompts or isinstance(prompts, str):
         raise ConfigError(f"prompts={prompts!r}", "A list of one prompt or more", "Pass for instance ['a red fox']")
+    if negative is not None and not isinstance(negative, str):
+        raise ConfigError(f"negative={negative!r}", "One text for all of them, or None", "Pass negative='grey'")
     encoder = _encoder(pipeline)
     asked: _Asked = {
         "prompt": list(prompts),

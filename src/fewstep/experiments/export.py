@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fewstep._files import output_dir, write_atomic
-from fewstep.adapters.diffusers_config import described, need_diffusers
+from fewstep.adapters.diffusers_config import TIMESTEPS, described, need_diffusers, scheduler_config
 from fewstep.calibration import Table, said_schedule
 from fewstep.errors import ConfigError, choose
 from fewstep.experiments.ways import own_table, reads_data
@@ -80,7 +80,7 @@ def pipeline_of(model: Model, scheduler: str = "auto") -> FewstepPipeline:
     choose(scheduler, dict.fromkeys(SCHEDULERS), "scheduler")
     betas = _betas(model.denoiser.schedule)
     chain = _chain(model)
-    made = _euler() if chain else _scheduler(model, scheduler, pipelines.scheduler_config(betas))
+    made = _euler() if chain else _scheduler(model, scheduler, scheduler_config(betas))
     unet = pipelines.FewstepModel({**asdict(config), "facts": {}}, betas)
     if isinstance(network, nn.Module):
         unet.network.load_state_dict(network.state_dict())
@@ -103,8 +103,6 @@ def _refuse(model: Model) -> None:
 
 def _betas(schedule: Schedule) -> list[float] | None:
     """Rates of a table over the range of a schedule, in EDM's spacing; None for one that reaches pure noise."""
-    from fewstep.pipelines import TIMESTEPS
-
     noisy, clean = schedule.lam_range()
     if noisy == -math.inf:
         return None
