@@ -61,7 +61,7 @@ def require(module: str, extra: str) -> ModuleType:
         raise MissingExtra(
             f"This needs the library {module.partition('.')[0]!r}, which cannot be imported ({error})",
             f"It belongs to the extra {extra!r} of fewstep",
-            f"Run: pip install 'fewstep[{extra}]'",
+            f"Run: pip install 'fewstep[{extra}]'; in a clone of it, pip install '.[{extra}]'",
         ) from error
 
 
