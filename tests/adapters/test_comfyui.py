@@ -128,6 +128,8 @@ def test_img2img(kind: str) -> None:
     x = start_of(kind, sigmas, NOISE, LATENT, False)
     want = sample(TwoBumps(), EVODiff(), grid_of(kind, sigmas), x)
     assert gap(guider.exact, want.x) <= 1e-11, f"max|a-b| = {gap(guider.exact, want.x):.1e}"
+    odd = node("Sigmas", model=patcher, steps=7, denoise=0.8, spacing="trailing")  # int(8.75), which is not 9
+    assert torch.equal(odd, node("Sigmas", model=patcher, steps=8, denoise=1.0, spacing="trailing")[-8:])
     none = node("Sigmas", model=patcher, steps=4, denoise=0.0, spacing="trailing")
     assert guider.sample(NOISE, LATENT, node("Sampler", solver="evodiff", options=""), none) is LATENT
 

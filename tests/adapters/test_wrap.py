@@ -393,6 +393,17 @@ def test_refusals_of_encode_and_decode() -> None:
     refuses(ShapeError, "for 8 x 8 tokens", lambda: decode(pipeline("flux"), noise("flux"), (32, 32)))
 
 
+def test_sizes_are_told_as_height_and_width() -> None:
+    cond, _ = encode(pipeline("sdxl"), PROMPTS, size=(64, 32))
+    assert cond["time_ids"].tolist() == [[64, 32, 0, 0, 64, 32]] * len(PROMPTS)
+    cond, _ = encode(pipeline("flux"), PROMPTS, size=(64, 32))
+    assert cond["img_ids"][0].max(0).values.tolist() == [
+        0,
+        64 / 2 / pipeline("flux").vae_scale_factor - 1,
+        32 / 2 / pipeline("flux").vae_scale_factor - 1,
+    ]
+
+
 def test_a_configuration_may_come_from_json(tmp_path: Any) -> None:
     text = json.dumps(dict(pipeline("sdxl").scheduler.config))
     assert wrap(pipeline("sdxl").unet, json.loads(text)).schedule == wrap(pipeline("sdxl")).schedule
