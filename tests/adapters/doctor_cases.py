@@ -1,4 +1,4 @@
-"""What users complained about, and pipelines that are well, as published configurations and calls of them."""
+"""What users complained about, as published configurations and calls of them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from reference.published_pipelines import (
     DPM,
     EULER,
     FLUX,
+    HUNYUAN,
     LCM,
     OF_FLUX,
+    OF_HUNYUAN,
     OF_LCM,
-    OF_PIXART,
-    OF_PLAYGROUND,
     OF_SANA,
     OF_SCHNELL,
     OF_SD3,
-    PIXART,
     PNDM,
     SANA,
     SCHNELL,
@@ -37,6 +36,7 @@ from fewstep.noise import Tabulated
 
 OLD, XL, THREE = "StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline"
 OF_LATENTS, CONSISTENT = "FluxPipeline", "LatentConsistencyModelPipeline"
+LINE = {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}
 KARRAS = {"_class_name": "DPMSolverMultistepScheduler", "beta_schedule": "squaredcos_cap_v2", "use_karras_sigmas": True}
 PIXELS = {"_class_name": "UNet2DConditionModel", "in_channels": 3, "sample_size": 64}
 SD = Tabulated.scaled_linear()
@@ -61,6 +61,8 @@ def degrees(kappa: float) -> str:
 
 
 TWICE = shifted(shifted(0.001))
+# The next to the last of four levels that are even from 1 to 0.001, and from that shifted once; then all are shifted.
+MOVED = shifted((1 + 2 * shifted(0.001)) / 3) - shifted((1 + 2 * 0.001) / 3)
 LAST = float(SD.level(torch.tensor(1)).kappa)
 
 
@@ -107,8 +109,15 @@ COMPLAINTS = {
     ),
     "leading SDXL": warning(XL, EULER, SDXL, "sdxl", {"steps": 10}, "D01", "timestep 901", at(901)),
     "PNDM as it is": error(OLD, PNDM, SD15, "sd", {}, "D01", "4 steps start at timestep 751"),
-    "double shift": warning(
-        THREE, OF_SD3, SD3, "sd3", FOUR, "D02", "1, 0.8577, 0.6022, 0.008929, 0", f"{shifted(0.001):.4g}, 0"
+    "double shift": note(
+        THREE,
+        OF_SD3,
+        SD3,
+        "sd3",
+        FOUR,
+        "D02",
+        f"at sigma {TWICE:.4g} instead of {shifted(0.001):.4g}",
+        f"by {MOVED:.2g} ",
     ),
     "shifted by hand": warning(
         THREE, OF_SD3, SD3, "sd3", {"sigmas": [1.0, 0.9, 0.75, 0.5]}, "D02", f"{shifted(0.9):.4g}, {shifted(0.75):.4g}"
@@ -140,14 +149,97 @@ COMPLAINTS = {
     ),
     "nothing to change": error(XL, EULER, SDXL, "sdxl", {"steps": 50, "strength": 0.0}, "D05", "int(0.0) = 0"),
     "guided turbo": error(XL, TURBO, SDXL, "sdxl-turbo", FOUR, "D06", f"guidance_scale=5 is what {XL}", "'turbo'"),
-    "guided LCM LoRA": warning(
-        OLD, OF_LCM, SD15, "dream", {**FOUR, "guidance": 1.5}, "D06", "scale=1.5 is asked for", "LCMScheduler"
+    "guided LCM LoRA": error(
+        OLD, OF_LCM, SD15, "dream", {**FOUR, "guidance": 2.5}, "D06", "scale=2.5 is asked for", "LCMScheduler"
+    ),
+    "a little guidance": warning(
+        XL, TURBO, SDXL, "sdxl-turbo", {**FOUR, "guidance": 1.5}, "D06", "scale=1.5 is asked for", "'turbo'"
+    ),
+    "distilled to whatever": note(
+        *("HunyuanDiTPipeline", OF_HUNYUAN, HUNYUAN, "HunyuanDiT-Distilled", {"steps": 25}, "D06"),
+        *("guidance_scale=5", "'Distilled' in the name", "a smaller one"),
     ),
     "eps at zero signal": error(
         OLD, {**trailing(DPM), **ZERO}, SD15, "sd", EIGHT, "D07", f"{2**-24:.2g}", f"alpha = {2**-12:.2g}"
     ),
     "Lightning on the schedule of SDXL": error(
         XL, EULER, SDXL, "SDXL-Lightning", {**FOUR, **CALM}, "D08", "751, 501, 251, 1", "999, 749, 499, 249"
+    ),
+    "Lightning in twenty steps": warning(
+        XL, trailing(EULER), SDXL, "SDXL-Lightning", {"steps": 20, **CALM}, "D08", "20 steps", "up to 8", "'Lightning'"
+    ),
+    "LCM in twenty steps": note(CONSISTENT, OF_LCM, LCM, "lcm", {"steps": 20}, "D08", "20 steps", "up to 8"),
+    "Turbo under DPM++": warning(
+        XL, trailing(DPM), SDXL, "sdxl-turbo", {"steps": 2, **CALM}, "D15", "2 steps of DPMSolverMultistep", "'turbo'"
+    ),
+    "Lightning under UniPC": warning(
+        *(XL, {**trailing(DPM), "_class_name": "UniPCMultistepScheduler"}, SDXL, "SDXL-Lightning"),
+        *({**FOUR, **CALM}, "D15", "4 steps of UniPC"),
+    ),
+    "LCM under DEIS": warning(
+        *(CONSISTENT, {**trailing(DPM), "_class_name": "DEISMultistepScheduler"}, LCM, "dream"),
+        *(FOUR, "D15", "4 steps of DEIS", "time_cond_proj_dim"),
+    ),
+    "schnell under EVODiff": warning(
+        OF_LATENTS, ours(OF_SCHNELL), SCHNELL, "FLUX.1-schnell", FOUR, "D15", "EVODiffScheduler", "'schnell'"
+    ),
+    "dev-turbo under EVODiff": warning(
+        OF_LATENTS, ours(OF_FLUX), FLUX, "flux-dev-turbo", FOUR, "D15", "EVODiffScheduler", "'turbo'"
+    ),
+    "half a flow, levels of betas": error(
+        *("SanaPipeline", {**OF_SANA, "use_flow_sigmas": False}, SANA, "sana", {"steps": 20}, "D09"),
+        *("prediction_type='flow_prediction'", "use_flow_sigmas=False"),
+    ),
+    "half a flow, outputs of betas": error(
+        *("SanaPipeline", {**OF_SANA, "prediction_type": "epsilon", "_class_name": "UniPCMultistepScheduler"}),
+        *(SANA, "sana", {"steps": 20}, "D09", "prediction_type='epsilon'", "use_flow_sigmas=True"),
+    ),
+    "half a flow on Stable Diffusion": error(
+        XL, {**trailing(DPM), "use_flow_sigmas": True}, SDXL, "sdxl", EIGHT, "D09", "use_flow_sigmas=True", "epsilon"
+    ),
+    "betas of the class": error(
+        OLD, trailing({**DDIM, **LINE}), SD15, "sd", EIGHT, "D09", "'linear'", at(999, Tabulated.linear()), "14.61"
+    ),
+    "a line of betas": error(
+        *(XL, trailing({**DPM, "beta_schedule": "linear"}), SDXL, "sdxl", EIGHT, "D09"),
+        *("beta_start=0.00085", at(999, Tabulated.linear(0.00085, 0.012)), "14.61"),
+    ),
+    "sigmas of tables for a flow": error(
+        THREE, OF_SD3, SD3, "sd3", {"sigmas": [14.6, 4, 1, 0.3]}, "D14", "14.6, 4, 1, 0.3", "begin at 1"
+    ),
+    "rising sigmas": error(THREE, OF_SD3, SD3, "sd3", {"sigmas": EVEN[::-1]}, "D14", "0.25, 0.5, 0.75, 1", "fall"),
+    "negative sigmas": error(THREE, OF_SD3, SD3, "sd3", {"sigmas": [1, 0.5, -0.5]}, "D14", "-0.5", "0 or above"),
+    "rising sigmas of tables": error(XL, trailing(EULER), SDXL, "sdxl", {"sigmas": [1, 5, 14.6]}, "D14", "1, 5, 14.6"),
+    "sigmas of a flow for a table": error(
+        XL, EULER, SDXL, "sdxl", {"sigmas": EVEN}, "D14", "1, 0.75, 0.5, 0.25", "of a flow", "begin at 14.61"
+    ),
+    "sigmas of a flow for a table that takes none": error(
+        XL, trailing(DPM), SDXL, "sdxl", {"sigmas": EVEN}, "D14", "of a flow", "begin at 14.61"
+    ),
+    "sigmas of EDM for a table": error(
+        XL, EULER, SDXL, "sdxl", {"sigmas": [80, 10, 1, 0.1, 0]}, "D14", "noisiest level is 14.61"
+    ),
+    "sigmas that begin late": error(
+        XL, trailing(EULER), SDXL, "sdxl", {"sigmas": [4, 2, 1, 0.5, 0]}, "D01", "kappa 4;"
+    ),
+    "sigmas that end early": warning(
+        XL, EULER, SDXL, "sdxl", {"sigmas": [14.6, 4, 1, 0.3]}, "D13", "kappa 0.3", "where the run ends"
+    ),
+    "sigmas that the scheduler does not take": error(
+        XL,
+        trailing(DPM),
+        SDXL,
+        "sdxl",
+        {"sigmas": [14.6, 4, 1, 0.3, 0]},
+        "D11",
+        "set_timesteps(sigmas) raises TypeError",
+    ),
+    "a flow under a scheduler that knows none": error(
+        *(THREE, {**trailing(EULER), "prediction_type": "flow_prediction"}, SD3, "sd3", EIGHT, "D11"),
+        *("step raises ValueError", "flow_prediction"),
+    ),
+    "an unknown prediction": error(
+        OLD, {**trailing(DDIM), "prediction_type": "score"}, SD15, "sd", EIGHT, "D11", "step raises ValueError", "score"
     ),
     "betas left out": error(
         OLD, trailing({"_class_name": "DDIMScheduler"}), SD15, "sd", EIGHT, "D09", at(999, Tabulated.linear()), "14.61"
@@ -173,48 +265,4 @@ COMPLAINTS = {
     "noise that DDIM leaves": note(
         OLD, trailing(DDIM), SD15, "sd", EIGHT, "D13", f"kappa {LAST:.3g}", "set_alpha_to_one=False"
     ),
-}
-
-
-class Well(NamedTuple):
-    """A pipeline and a call of it that nobody need worry about."""
-
-    pipeline: str
-    scheduler: dict[str, Any]
-    network: dict[str, Any]
-    name: str
-    asked: dict[str, Any]
-
-
-WELL = {
-    "SD 1.5, DPM++ trailing": Well(OLD, trailing(DPM), SD15, "sd", {}),
-    "SDXL, DPM++ trailing": Well(XL, trailing(DPM), SDXL, "sdxl", {}),
-    "SDXL, DPM++ Karras": Well(XL, {**DPM, "use_karras_sigmas": True}, SDXL, "sdxl", {"steps": 25}),
-    "SDXL, Euler trailing": Well(XL, trailing(EULER), SDXL, "sdxl", {}),
-    "SDXL as published": Well(XL, EULER, SDXL, "sdxl", {"steps": 30}),
-    "SDXL as published, slowly": Well(XL, EULER, SDXL, "sdxl", {"steps": 50}),
-    "SD 1.5 as published": Well(OLD, PNDM, SD15, "sd", {"steps": 50}),
-    "SD 2 of 768 pixels": Well(OLD, {**DDIM, **V}, SD2V, "sd2", {"steps": 50}),
-    "v at zero signal": Well(OLD, {**trailing(DDIM), **V, **ZERO}, SD2V, "sd2", {}),
-    "SD 1.5, EVODiff": Well(OLD, ours(PNDM), SD15, "sd", {}),
-    "SDXL, EVODiff": Well(XL, ours(EULER), SDXL, "sdxl", {}),
-    "SD3, EVODiff": Well(THREE, ours(OF_SD3), SD3, "sd3", {}),
-    "Flux, EVODiff": Well(OF_LATENTS, ours(OF_FLUX), FLUX, "flux", {}),
-    "schnell, EVODiff": Well(OF_LATENTS, ours(OF_SCHNELL), SCHNELL, "FLUX.1-schnell", FOUR),
-    "SD3 as published": Well(THREE, OF_SD3, SD3, "sd3", {"steps": 28}),
-    "SD3, levels passed": Well(THREE, OF_SD3, SD3, "sd3", {"sigmas": EVEN}),
-    "Flux as published": Well(OF_LATENTS, OF_FLUX, FLUX, "FLUX.1-dev", {"steps": 28}),
-    "Flux in few steps": Well(OF_LATENTS, OF_FLUX, FLUX, "FLUX.1-dev", {}),
-    "Flux schnell": Well(OF_LATENTS, OF_SCHNELL, SCHNELL, "FLUX.1-schnell", FOUR),
-    "LCM": Well(CONSISTENT, OF_LCM, LCM, "LCM_Dreamshaper_v7", FOUR),
-    "LCM LoRA": Well(OLD, OF_LCM, SD15, "dream", {**FOUR, "guidance": 1.0}),
-    "SDXL-Turbo, one step": Well(XL, TURBO, SDXL, "sdxl-turbo", {"steps": 1, **CALM}),
-    "SDXL-Turbo": Well(XL, TURBO, SDXL, "sdxl-turbo", {**FOUR, **CALM}),
-    "SDXL-Turbo, half an image": Well(XL, TURBO, SDXL, "sdxl-turbo", {"steps": 2, "strength": 0.5, **CALM}),
-    "SDXL-Lightning": Well(XL, trailing(EULER), SDXL, "SDXL-Lightning", {**FOUR, **CALM}),
-    "Hyper-SD made to be guided": Well(XL, trailing(DDIM), SDXL, "Hyper-SDXL-8steps-CFG", {"steps": 8, "guidance": 5}),
-    "Sana": Well("SanaPipeline", OF_SANA, SANA, "sana", {"steps": 20}),
-    "PixArt": Well("PixArtAlphaPipeline", OF_PIXART, PIXART, "pixart", {"steps": 20}),
-    "Playground 2.5, an EDM": Well(XL, OF_PLAYGROUND, SDXL, "playground-v2.5", {}),
-    "of other betas, on purpose": Well(XL, {**trailing(EULER), "beta_end": 0.014}, SDXL, "kolors", {}),
 }

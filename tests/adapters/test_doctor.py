@@ -13,7 +13,9 @@ from reference.published_pipelines import (
     EULER,
     FLUX,
     OF_FLUX,
+    OF_SD3,
     PNDM,
+    SD3,
     SD15,
     SDXL,
     TURBO,
@@ -21,8 +23,10 @@ from reference.published_pipelines import (
     write_pipeline,
 )
 
-from adapters.doctor_cases import COMPLAINTS, OLD, THREE, WELL, XL, found
+from adapters.doctor_cases import COMPLAINTS, OLD, THREE, XL, found
+from adapters.doctor_well import WELL
 from fewstep.adapters.doctor import examine
+from fewstep.adapters.doctor.build import built
 from fewstep.adapters.doctor.pipelines import habits_of
 from fewstep.adapters.doctor.runs import run_of
 from fewstep.adapters.doctor.use import kept_steps
@@ -35,7 +39,7 @@ class Pipe:
     """A pipeline in memory, as far as the doctor looks at one; calls are noted down."""
 
     def __init__(self, pipeline, scheduler, network, name):
-        self.scheduler = getattr(diffusers, scheduler["_class_name"]).from_config(scheduler)
+        self.scheduler, _ = built(scheduler)
         self.config = {"_class_name": pipeline, "_name_or_path": name}
         self.unet = SimpleNamespace(config=network)
         self.asked = {}
@@ -63,7 +67,7 @@ def test_its_fix_runs_and_takes_it_away(name):
     exec(before[code].fix, {"pipe": pipe, "prompt": "a red fox"})
     asked = {**asked, **pipe.asked}
     if "sigmas" in asked:
-        asked.pop("steps", None)
+        asked.pop("steps" if "sigmas" in pipe.asked or "steps" not in pipe.asked else "sigmas", None)
     after = found(examine(pipe, **asked))
     assert code not in after, f"{before[code].fix} leaves {after[code].evidence}"
     worse = [finding for finding in after.values() if finding.severity != "note" and finding.code not in before]
@@ -86,6 +90,9 @@ def test_what_an_image_costs_is_counted(tmp_path):
     assert "to 30 evaluations" in cost.evidence
     cost = found(examine(write_pipeline(tmp_path / "pndm", OLD, PNDM, SD15), steps=50, guidance=1.0))["D10"]
     assert "50 steps are 51 calls per image." in cost.evidence
+    levels = [14.615, 3.771, 1.342, 0.555, 0.0]
+    passed = examine(write_pipeline(tmp_path / "passed", XL, EULER, SDXL), sigmas=levels, guidance=1.0)
+    assert "D10" not in found(passed), "its last level is the end, and no call"
     flux = examine(write_pipeline(tmp_path / "flux", "FluxPipeline", OF_FLUX, FLUX), steps=8)
     assert "D10" not in found(flux), "its guidance is told to the network"
     klein = examine(write_pipeline(tmp_path / "flux2", "Flux2Pipeline", OF_FLUX, FLUX), steps=8)
@@ -106,6 +113,30 @@ def test_without_a_number_of_steps_the_card_says_it_or_two_are_tried(tmp_path):
     report = examine(write_pipeline(tmp_path / "other", XL, EULER, SDXL))
     assert [run.steps for run in report.runs] == [4, 10]
     assert found(report)["D01"].evidence.startswith("4 steps start at timestep 751"), "the worse of the two"
+
+
+def test_a_tag_of_a_library_is_no_distillation(tmp_path):
+    card = "---\ntags:\n- pytorch-lightning\n---\n# Mine\n"
+    assert "D06" not in found(examine(write_pipeline(tmp_path / "mine", XL, trailing(EULER), SDXL, card=card), steps=8))
+
+
+def test_one_defect_of_sd3_is_one_warning(tmp_path):
+    report = examine(write_pipeline(tmp_path / "sd3.5-large-turbo", THREE, OF_SD3, SD3), steps=4, guidance=0.0)
+    assert [(f.code, f.severity) for f in report.findings] == [("D04", "warning"), ("D02", "note")]
+
+
+def test_betas_that_a_class_filled_in_are_found_after_saving(tmp_path):
+    folder = write_pipeline(tmp_path / "sd", OLD, trailing({"_class_name": "DDIMScheduler"}), SD15)
+    diffusers.DDIMScheduler(timestep_spacing="trailing").save_pretrained(folder / "scheduler")
+    assert "beta_start" in (folder / "scheduler" / "scheduler_config.json").read_text()
+    assert found(examine(folder, steps=8))["D09"].severity == "error"
+
+
+def test_a_fix_calls_a_pipeline_as_it_can_be_called(tmp_path):
+    ancestral = {**TURBO, "timestep_spacing": "leading"}
+    folder = write_pipeline(tmp_path / "cat", "DDPMPipeline", ancestral, SDXL)
+    assert found(examine(folder, steps=4, strength=0.2))["D05"].fix == "pipe(num_inference_steps=20, strength=0.2)"
+    assert "pipe(batch_size=4, generator=" in found(examine(folder, steps=4))["D12"].fix
 
 
 def test_a_folder_above_the_pipeline_says_nothing_of_it(tmp_path):

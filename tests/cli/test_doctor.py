@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 from reference.published_pipelines import EULER, OF_SD3, SD3, SDXL, trailing, write_pipeline
 
+from fewstep.adapters.doctor import Report, Run
 from fewstep.cli.doctor import levels, run_doctor
 from fewstep.errors import ConfigError, MissingWeights
 
@@ -64,6 +66,23 @@ def test_pure_noise_is_null_in_the_document(tmp_path, capsys):
     assert run["kappa"] == [None, pytest.approx(9), pytest.approx(3), pytest.approx(1), 0]
 
 
+@pytest.mark.parametrize("sigmas", ["14.6,4,1,0.3", "0.25,0.5,1", "1,0.5,-0.5", "1,1,1"])
+def test_wrong_sigmas_are_an_error_in_the_document_too(sigmas, tmp_path, capsys):
+    """A shift of 3 makes infinity of -0.5."""
+    folder = str(write_pipeline(tmp_path / "sd3", "StableDiffusion3Pipeline", OF_SD3, SD3))
+    assert run_doctor(folder, sigmas=levels(sigmas), as_json=True) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert [finding["code"] for finding in told["findings"]] == ["D14"]
+    assert run_doctor(folder, sigmas=levels(sigmas)) == 1
+    assert "steps: not run" in capsys.readouterr().out
+
+
+def test_a_document_has_neither_infinity_nor_nan():
+    run = Run(2, (math.inf, 1.0), (math.nan, math.pi / 2))
+    (told,) = Report({}, (run,), ()).to_json()["runs"]
+    assert (told["timesteps"], told["kappa"]) == ([None, 1.0], [None, None])
+
+
 def test_a_model_of_ours(capsys):
     assert run_doctor("mnist-fewstep", steps=3) == 1
     out = capsys.readouterr().out
@@ -75,5 +94,7 @@ def test_bad_input_is_an_error_of_three_parts():
     assert levels("") is None
     with pytest.raises(ConfigError, match="--sigmas 1;0"):
         levels("1;0")
+    with pytest.raises(ConfigError, match="nan"):
+        run_doctor("nowhere", sigmas=levels("1,nan"))
     with pytest.raises(MissingWeights, match="nowhere is no folder"):
         run_doctor("nowhere")

@@ -26,6 +26,10 @@ SCHNELL = {**FLUX, "guidance_embeds": False}
 SANA = {"_class_name": "SanaTransformer2DModel", "sample_size": 32}
 PIXART = {"_class_name": "PixArtTransformer2DModel", "sample_size": 128}
 
+SPRINT = {**SANA, "guidance_embeds": True}
+HUNYUAN = {"_class_name": "HunyuanDiT2DModel", "in_channels": 4, "cross_attention_dim": 1024}
+IF = {"_class_name": "UNet2DConditionModel", "in_channels": 3, "out_channels": 6, "cross_attention_dim": 4096}
+
 PNDM = {"_class_name": "PNDMScheduler", **BETAS, "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1}
 DDIM = {"_class_name": "DDIMScheduler", **BETAS, "set_alpha_to_one": False, "clip_sample": False, "steps_offset": 1}
 EULER = {
@@ -85,6 +89,25 @@ OF_PIXART = {
     "beta_schedule": "linear",
     "num_train_timesteps": 1000,
     "solver_order": 2,
+}
+OF_SPRINT = {"_class_name": "SCMScheduler", "prediction_type": "trigflow", "sigma_data": 0.5}
+OF_HUNYUAN = {
+    "_class_name": "DDPMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.03,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "steps_offset": 1,
+}
+OF_IF = {
+    "_class_name": "DDPMScheduler",
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "squaredcos_cap_v2",
+    "variance_type": "learned_range",
+    "thresholding": True,
+    "dynamic_thresholding_ratio": 0.95,
+    "sample_max_value": 1.5,
 }
 OF_PLAYGROUND = {
     "_class_name": "EDMDPMSolverMultistepScheduler",

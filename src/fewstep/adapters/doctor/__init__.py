@@ -10,23 +10,28 @@ It needs no weights. The pipeline's own scheduler is run, so what is reported is
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fewstep.adapters.diffusers_config import need_diffusers
-from fewstep.adapters.doctor.facts import Case
+from fewstep.adapters.doctor.facts import Case, distilled
 from fewstep.adapters.doctor.findings import SEVERITIES, Finding, Report, Severity, worst_of_each
 from fewstep.adapters.doctor.own import own_findings
 from fewstep.adapters.doctor.pipelines import habits_of
 from fewstep.adapters.doctor.runs import Run, quiet, run_of
 from fewstep.adapters.doctor.schedule import SCHEDULE
+from fewstep.adapters.doctor.sigmas import SIGMAS
 from fewstep.adapters.doctor.subject import Own, Subject, subject_of
+from fewstep.adapters.doctor.trained import TRAINED
 from fewstep.adapters.doctor.use import USE, kept_steps
 from fewstep.errors import ConfigError
 
 __all__ = ["SEVERITIES", "Finding", "Report", "Run", "Severity", "examine"]
 
 _FEW = (4, 10)  # numbers of steps that are examined where neither the caller nor the card says one
+_OF_DISTILLED = (4,)
 
 
 def examine(
@@ -42,8 +47,8 @@ def examine(
     Args:
         pipeline: a diffusers pipeline or scheduler, or the folder or hub id of one; a fewstep model, its folder or its
             bundled name.
-        steps: `num_inference_steps` of the call; what the card's example says if omitted, else both 4 and 10; of a
-            model of ours, those it was trained for.
+        steps: `num_inference_steps` of the call; what the card's example says if omitted, else both 4 and 10 (4 of
+            distilled weights); of a model of ours, those it was trained for.
         guidance: `guidance_scale` of the call; the pipeline's own if omitted.
         strength: `strength` of the call, for image-to-image.
         sigmas: `sigmas` of the call, in place of steps.
@@ -64,16 +69,19 @@ def examine(
         return _own(subject, steps, guidance)
     with quiet():
         habits = habits_of(subject.pipeline)
-    counts = _counts(steps, sigmas) or subject.steps or _FEW
+    counts = _counts(steps, sigmas) or subject.steps or (_OF_DISTILLED if distilled(subject) else _FEW)
     runs = []
     findings: list[Finding] = []
     for n in counts:
         kept = n if strength is None else kept_steps(n, strength, rounds_up=habits.rounds_up)
         levels = sigmas if sigmas is not None else subject.chain.get(str(n))
+        case = Case(subject, habits, Run(n), guidance, strength, sigmas)
         refused = bool(subject.chain) and levels is None
-        run = Run(n) if refused else run_of(subject.scheduler, n, habits, sigmas=levels, begin=n - kept)
-        runs.append(run)
-        findings += _judged(Case(subject, habits, run, guidance, strength, sigmas))
+        if not (refused or case.foreign):
+            run = run_of(subject.scheduler, n, habits, sigmas=levels, begin=n - kept)
+            case = dataclasses.replace(case, run=run)
+        runs.append(case.run)
+        findings += _judged(case)
     return Report(_facts(subject, guidance, strength), tuple(runs), worst_of_each(findings))
 
 
@@ -84,7 +92,7 @@ def _counts(steps: int | None, sigmas: Sequence[float] | None) -> tuple[int, ...
 
 
 def _judged(case: Case) -> Iterator[Finding]:
-    for check in (*SCHEDULE, *USE):
+    for check in (*SCHEDULE, *SIGMAS, *TRAINED, *USE):
         yield from check(case)
 
 
@@ -118,9 +126,14 @@ def _refuse(steps: int | None, guidance: float | None, strength: float | None, s
             "A whole number, 1 or more",
             "steps=4",
         ),
-        (guidance is None or guidance >= 0, f"guidance={guidance}", "0 or more; 1 is none", "guidance=1.0"),
+        (guidance is None or 0 <= guidance < math.inf, f"guidance={guidance}", "0 or more; 1 is none", "guidance=1.0"),
         (strength is None or 0 <= strength <= 1, f"strength={strength}", "From 0 to 1", "strength=0.5"),
-        (sigmas is None or len(sigmas) > 0, f"sigmas={sigmas}", "One level or more", "sigmas=[1.0, 0.5]"),
+        (
+            sigmas is None or (len(sigmas) > 0 and all(map(math.isfinite, sigmas))),
+            f"sigmas={sigmas}",
+            "One finite level or more",
+            "sigmas=[1.0, 0.5]",
+        ),
         (
             sigmas is None or steps in (None, len(sigmas)),
             f"steps={steps} and sigmas={sigmas}",

@@ -8,12 +8,11 @@ from contextlib import suppress
 from typing import Any
 
 from fewstep.adapters.diffusers_config import need_diffusers
-from fewstep.adapters.doctor.runs import quiet
+from fewstep.adapters.doctor.runs import OURS, quiet
 from fewstep.errors import ConfigError, FewstepError, MissingExtra, UnknownName
 
 __all__ = ["built", "fitted"]
 
-_OURS = ("EVODiffScheduler", "CalibratedScheduler")
 _HOME = "fewstep.schedulers"  # a floor above: looked up by name, as diffusers itself does
 
 
@@ -42,7 +41,7 @@ def built(config: Mapping[str, Any], name: Any = None) -> tuple[Any, str]:
         if not config.get("calibration"):
             raise
         plain = {key: value for key, value in config.items() if key not in ("calibration", "_class_name")}
-        return built(plain, _OURS[0])[0], f"{error.given}. {error.allowed}"
+        return built(plain, OURS[0])[0], f"{error.given}. {error.allowed}"
     except Exception as error:  # ValueError, TypeError, NotImplementedError, ImportError... by kind of scheduler
         raise ConfigError(
             f"A {name} that cannot be built from its configuration ({(str(error).strip().splitlines() or [''])[0]})",
@@ -58,7 +57,7 @@ def fitted(scheduler: Any) -> tuple[int, ...]:
 
 def _class_of(name: Any) -> Any:
     diffusers = need_diffusers()
-    if name in _OURS:
+    if name in OURS:
         with suppress(ImportError, AttributeError):
             return getattr(importlib.import_module(_HOME), name)
         raise MissingExtra(
@@ -71,7 +70,7 @@ def _class_of(name: Any) -> Any:
     if not (isinstance(found, type) and hasattr(found, "set_timesteps") and hasattr(found, "from_config")):
         raise UnknownName(
             f"A scheduler of the class {name!r}",
-            f"Classes of diffusers {diffusers.__version__}, and of fewstep: {', '.join(_OURS)}",
+            f"Classes of diffusers {diffusers.__version__}, and of fewstep: {', '.join(OURS)}",
             "Upgrade diffusers if it is a new one; examine the pipeline in Python if it is one of your own",
         )
     return found

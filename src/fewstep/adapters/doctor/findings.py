@@ -68,7 +68,13 @@ class Report:
 
 def _run(run: Run) -> dict[str, Any]:
     levels = [math.tan(angle) if angle < math.pi / 2 - 1e-9 else None for angle in run.angles]
-    return {"steps": run.steps, "timesteps": list(run.timesteps), "kappa": levels, "failure": run.failure}
+    kappas, timesteps = ([_finite(number) for number in numbers] for numbers in (levels, run.timesteps))
+    return {"steps": run.steps, "timesteps": timesteps, "kappa": kappas, "failure": run.failure}
+
+
+def _finite(number: float | None) -> float | None:
+    """JSON has neither infinity nor NaN."""
+    return number if number is not None and math.isfinite(number) else None
 
 
 def worst_of_each(findings: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -39,6 +39,7 @@ class Habits(NamedTuple):
         guidance: guidance scale unless one is asked for; None if it has none, or an unknown one.
         two_scales: it calls classifier-free guidance `true_cfg_scale`; `guidance_scale` is told to the network.
         rounds_up: image-to-image makes ``ceil(steps * strength)`` calls, not ``int(steps * strength)``.
+        prompt: its call takes one.
     """
 
     known: bool = False
@@ -48,6 +49,7 @@ class Habits(NamedTuple):
     guidance: float | None = None
     two_scales: bool = False
     rounds_up: bool = False
+    prompt: bool = True
 
 
 @lru_cache(maxsize=64)
@@ -74,6 +76,7 @@ def habits_of(name: str) -> Habits:
         guidance=float(scale) if isinstance(scale, int | float) else None,
         two_scales="true_cfg_scale" in arguments,
         rounds_up=early is not None and bool(_ROUNDS_UP.search(inspect.getsource(early))),
+        prompt="prompt" in arguments,
     )
 
 

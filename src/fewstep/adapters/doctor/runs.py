@@ -22,8 +22,9 @@ import torch
 from fewstep.adapters.diffusers_config import is_flow
 from fewstep.adapters.doctor.pipelines import Habits
 
-__all__ = ["Run", "quiet", "run_of", "samples_flow", "terminal_angle"]
+__all__ = ["OURS", "Run", "quiet", "run_of", "samples_flow", "terminal_angle"]
 
+OURS = ("EVODiffScheduler", "CalibratedScheduler")
 _ENDS_CLEAN = ("LCMScheduler", "DDPMScheduler", "DDPMParallelScheduler")  # their last step returns the estimate itself
 _SAME = 1e-9
 _SEQUENCE = 4096  # tokens of an image of 1024 x 1024, the size that pipelines with a mu make by default
@@ -133,9 +134,9 @@ def _said(error: Exception) -> str:
 
 def _walked(scheduler: Any, begin: int, seed: int) -> torch.Tensor | str:
     """Take all steps with a network that says 0, from noise of its own; where it ends, or what it raises."""
-    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * float(
-        getattr(scheduler, "init_noise_sigma", 1) or 1
-    )
+    noise_scale = float(getattr(scheduler, "init_noise_sigma", 1) or 1)
+    x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * noise_scale
+    outputs = 2 if str(scheduler.config.get("variance_type")).startswith("learned") else 1  # a variance beside each
     takes = inspect.signature(scheduler.step).parameters
     if any(takes[name].default is inspect.Parameter.empty for name in [*takes][3:] if takes[name].kind.value < 2):
         return x  # it wants more than an output, a timestep and a sample, which only its own pipeline has
@@ -146,15 +147,24 @@ def _walked(scheduler: Any, begin: int, seed: int) -> torch.Tensor | str:
             scheduler.set_begin_index(begin)
         for t in scheduler.timesteps[begin:]:
             told = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-            x = scheduler.step(torch.zeros_like(told), t, x, return_dict=False, **noise)[0]
+            x = scheduler.step(torch.zeros_like(told).repeat(1, outputs, 1, 1), t, x, return_dict=False, **noise)[0]
     except Exception as error:  # as above
         return f"step raises {_said(error)}"
     return x if bool(x.isfinite().all()) else "step makes NaN or infinity of a network's output of zeros"
 
 
 def samples_flow(scheduler: Any) -> bool:
-    """Whether a scheduler is one of flows; a FlowMatch* is, whatever configuration it was made from."""
-    return type(scheduler).__name__.startswith("FlowMatch") or is_flow(scheduler.config)
+    """Whether a scheduler visits the levels of flows.
+
+    A FlowMatch* does, whatever configuration it was made from; ours do if either of two options says so; of others that
+    have a table of betas, `use_flow_sigmas` alone decides, whatever is predicted.
+    """
+    name, config = type(scheduler).__name__, scheduler.config
+    if name.startswith("FlowMatch"):
+        return True
+    if name not in OURS and hasattr(scheduler, "alphas_cumprod"):
+        return bool(config.get("use_flow_sigmas"))
+    return is_flow(config)
 
 
 def _angles(scheduler: Any) -> tuple[float, ...]:

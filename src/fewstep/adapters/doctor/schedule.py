@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import suppress
 
+from fewstep.adapters.doctor.build import built, fitted
 from fewstep.adapters.doctor.facts import RAMPS, Case, again, called, few, ours, trailing
 from fewstep.adapters.doctor.findings import Finding
+from fewstep.adapters.doctor.runs import OURS, run_of
+from fewstep.errors import FewstepError
 
 __all__ = ["SCHEDULE"]
 
-FEW = 10  # steps; with more, the same mistake costs little
 _SIGNAL = {"error": 0.1, "warning": 0.04, "note": 0.005}  # share of the image that the network expects and is not given
 _WASTED = 0.15  # of a mean move: a call that goes less far than this does nearly nothing
 _COSTS = 20  # one call of more than so many is cheap
 _NOISE_LEFT = 0.05  # kappa: more than this can be seen in smooth areas
 _NOTHING = 5e-3  # kappa: less than this is nothing
-_CLOSE = 1e-4
 
 
 def _first_not_terminal(case: Case) -> Iterator[Finding]:
@@ -27,7 +28,7 @@ def _first_not_terminal(case: Case) -> Iterator[Finding]:
         return
     signal = math.cos(run.angles[0]) - math.cos(terminal)
     severity = next((name for name in ("error", "warning", "note") if signal >= _SIGNAL[name]), None)
-    if severity is None:
+    if severity is None or (severity == "note" and case.config.get("calibration")):  # a fit had its reasons
         return
     first, last = math.tan(run.angles[0]), math.tan(terminal)
     spacing = f" (timestep_spacing={case.config['timestep_spacing']!r})" if "timestep_spacing" in case.config else ""
@@ -40,59 +41,6 @@ def _first_not_terminal(case: Case) -> Iterator[Finding]:
         f"{math.cos(run.angles[0]):.3f} of an image is in its input, where training ended at {math.cos(terminal):.3f}",
         trailing(case),
     )
-
-
-def _double_shift(case: Case) -> Iterator[Finding]:
-    """D02: a shift that is applied to levels that are shifted already."""
-    shift, run = _shift(case), case.run
-    if shift is None or not run.timesteps or len(run.angles) < 3:
-        return
-    n, scale = run.steps, case.config.get("num_train_timesteps", 1000)
-    real = sorted({_sigma(angle) for angle in run.angles[:-1]}, reverse=True)
-    if case.sigmas is not None:
-        even = [_unshifted(sigma, shift) for sigma in case.sigmas]
-        if not _same(even, [1 - i / n for i in range(n)], 1e-3):
-            return
-        once, fix = [float(sigma) for sigma in case.sigmas], [round(sigma, 4) for sigma in even]
-    else:
-        least = float(vars(case.subject.scheduler).get("sigma_min", 1 / scale))
-        twice = [_shifted(1 + (least - 1) * i / (n - 1), shift) for i in range(n)]
-        if least < 1.01 / scale or not _same(real, twice, _CLOSE):
-            return
-        once = [_shifted(1 + (1 / scale - 1) * i / (n - 1), shift) for i in range(n)]
-        fix = [round(1 - i / n, 4) for i in range(n)]
-    takes = "sigmas" in inspect.signature(case.subject.scheduler.set_timesteps).parameters
-    yield Finding(
-        "D02",
-        "warning" if n <= FEW else "note",
-        "The shift of the flow is applied twice",
-        f"Shift {shift:g} at {n} steps gives sigmas {few([*real, 0.0])}; applied once it gives {few([*once, 0.0])}",
-        called(num_inference_steps=n, sigmas=fix) if takes else ours(),
-    )
-
-
-def _shift(case: Case) -> float | None:
-    """The fixed shift of a flow, where it is not 1."""
-    if not case.flow or "shift" not in case.config or case.config.get("use_dynamic_shifting"):
-        return None
-    shift = float(vars(case.subject.scheduler).get("_shift", case.config["shift"]))
-    return None if shift in (0.0, 1.0) else shift
-
-
-def _sigma(angle: float) -> float:
-    return round(math.sin(angle) / (math.sin(angle) + math.cos(angle)), 9)
-
-
-def _shifted(sigma: float, shift: float) -> float:
-    return shift * sigma / (1 + (shift - 1) * sigma)
-
-
-def _unshifted(sigma: float, shift: float) -> float:
-    return sigma / (shift - (shift - 1) * sigma)
-
-
-def _same(one: Sequence[float], other: Sequence[float], close: float) -> bool:
-    return len(one) == len(other) and all(abs(a - b) < close for a, b in zip(one, other, strict=True))
 
 
 def _repeated(case: Case) -> Iterator[Finding]:
@@ -139,7 +87,7 @@ def _beyond(case: Case) -> Finding | None:
 
 def _fewer(case: Case) -> str:
     limit = case.config.get("original_inference_steps") or case.config.get("num_train_timesteps", 1000)
-    return called(num_inference_steps=min(int(limit), max(case.run.steps // 2, 1)))
+    return called(case, num_inference_steps=min(int(limit), max(case.run.steps // 2, 1)))
 
 
 def _wasted(case: Case) -> Iterator[Finding]:
@@ -178,6 +126,8 @@ def _flags(case: Case) -> str:
     """The options that decide on the last step, and how they are set."""
     named = ("final_sigmas_type", "lower_order_final", "euler_at_final", "set_alpha_to_one")
     there = [f"{name}={case.config[name]!r}" for name in named if name in case.config]
+    if case.sigmas is not None:
+        return "The last of the sigmas that are passed is where the run ends"
     if "final_sigmas_type" not in case.config:
         return f"It is set by {there[0]}" if there else "This scheduler has no option for it"
     return (
@@ -187,6 +137,8 @@ def _flags(case: Case) -> str:
 
 
 def _clean_end(case: Case) -> str:
+    if case.sigmas is not None:
+        return called(case, sigmas=[*case.sigmas, 0.0])
     if "final_sigmas_type" in case.config:
         return again(final_sigmas_type="zero")
     return again(set_alpha_to_one=True) if "set_alpha_to_one" in case.config else ours()
@@ -212,7 +164,7 @@ def _noise_of_nothing(case: Case) -> Iterator[Finding]:
 def _does_not_run(case: Case) -> Iterator[Finding]:
     """D11: the scheduler raises, or makes NaN out of zeros; or nobody can tell."""
     run = case.run
-    if not (run.failure or run.angles or case.subject.chain):
+    if not (run.failure or run.angles or case.subject.chain or case.foreign):
         yield Finding(
             "D11",
             "note",
@@ -227,26 +179,41 @@ def _does_not_run(case: Case) -> Iterator[Finding]:
         "error",
         "The scheduler cannot take these steps",
         f"{run.steps} steps of {case.subject.scheduler_name}: {run.failure}",
-        ours(),
+        _runs(case),
     )
+
+
+def _runs(case: Case) -> str:
+    """A line after which the steps are taken: our scheduler, where it takes them."""
+    if case.sigmas is not None and not case.passes:
+        return called(case, num_inference_steps=case.run.steps)
+    if case.subject.scheduler_name not in OURS:
+        with suppress(FewstepError):
+            other, _ = built(case.config, OURS[0])
+            if not run_of(other, case.run.steps, case.habits, sigmas=case.sigmas).failure:
+                return ours()
+    known = fitted(case.subject.scheduler)
+    if known:
+        return called(case, num_inference_steps=min(known, key=lambda steps: abs(steps - case.run.steps)))
+    return again(prediction_type="epsilon") + "  # or 'v_prediction' or 'sample': what the weights predict"
 
 
 def _draws(case: Case) -> Iterator[Finding]:
     """D12: an image depends on its place in the batch, unless every image has a generator."""
     if case.run.draws:
-        seeds = "[torch.Generator().manual_seed(k) for k in range(len(prompts))]"
+        prompts, count = ("prompts", "len(prompts)") if case.habits.prompt else ("batch_size=4", "4")
+        seeds = f"[torch.Generator().manual_seed(k) for k in range({count})]"
         yield Finding(
             "D12",
             "note",
             "Steps draw noise, so an image of a batch cannot be made again alone",
             f"Two runs of {case.subject.scheduler_name} from one start end apart where their generators differ",
-            f"import torch; pipe(prompts, generator={seeds})",
+            f"import torch; pipe({prompts}, generator={seeds})",
         )
 
 
 SCHEDULE = (
     _first_not_terminal,
-    _double_shift,
     _repeated,
     _wasted,
     _noise_left,
