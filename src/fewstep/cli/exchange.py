@@ -22,10 +22,12 @@ def add_commands(app: typer.Typer) -> None:
 
 def doctor(
     pipeline: Annotated[str, typer.Argument(help="Folder or hub id of a diffusers pipeline, or a model of ours.")],
-    steps: Annotated[int | None, typer.Option(help="num_inference_steps; without it, 4 and 10 are examined.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="num_inference_steps; without it 4 and 10, or 4 of distilled weights.")
+    ] = None,
     guidance: Annotated[float | None, typer.Option(help="guidance_scale that you use.")] = None,
     strength: Annotated[float | None, typer.Option(help="strength of image to image that you use.")] = None,
-    sigmas: Annotated[str, typer.Option(help="Sigmas that you pass, comma-separated.")] = "",
+    sigmas: Annotated[str, typer.Option(help="Sigmas that you pass, comma-separated; a flow's before its shift.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Name the mistakes of a few-step pipeline, with evidence and fix; exit 1 if there are any. Needs no weights."""
@@ -51,16 +53,22 @@ def export(
 
 
 def import_(
-    weights: Annotated[Path, typer.Argument(help="safetensors; or .pt, .pth, .ckpt, read with weights_only.")],
-    like: Annotated[str, typer.Option(help="What the weights are of: a model, its folder, or a config.json.")],
+    weights: Annotated[
+        str, typer.Argument(help="safetensors; .pt, .pth, .ckpt, read with weights_only; or a folder of diffusers.")
+    ],
+    like: Annotated[str, typer.Option(help="What a file is of: a model, its folder, or a config.json.")] = "",
     out: Annotated[Path, typer.Option(help="Model folder to write.")] = Path("imported"),
     name: Annotated[str, typer.Option(help="Name of the model; that of the folder if omitted.")] = "",
     licence: Annotated[str, typer.Option(help="Of the weights, for the card.")] = "",
+    scheduler: Annotated[str, typer.Option(help="Folder of the scheduler, for a unet of diffusers alone.")] = "",
+    null: Annotated[
+        bool, typer.Option("--null", help="The last class of a network of diffusers says nothing: it can be guided.")
+    ] = False,
 ) -> None:
-    """Make a model folder of a file of weights: plain safetensors, a checkpoint of PyTorch, or EDM's."""
+    """Make a model folder of a file of weights, or of a folder of diffusers with a UNet2DModel."""
     from fewstep.cli.weights import run_import
 
-    run_import(weights, like, out, name, licence)
+    run_import(weights, like, out, name, licence, scheduler, null)
 
 
 def push(
