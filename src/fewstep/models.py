@@ -28,7 +28,7 @@ from fewstep._part import Part
 from fewstep.denoisers import ClassifierFree, Denoiser, NetworkDenoiser
 from fewstep.errors import CheckpointError, ConfigError, UnknownName, choose
 
-__all__ = ["Chain", "Model", "ModelConfig", "Part", "bundled", "load_model", "save_model"]
+__all__ = ["Chain", "Model", "ModelConfig", "Part", "bundled", "load_model", "save_model", "stored_weights"]
 
 _BUNDLED = Path(__file__).parent / "weights"
 _TABLE = "calibration.json"  # written and understood by fewstep.calibration, two floors up
@@ -115,8 +115,8 @@ class Model:
             given = f"The network of {self.config.name!r}, a {type(network).__name__}"
             raise ConfigError(given, "A torch.nn.Module, whose weights can be written", "Use one of NETWORKS")
         # Weights that were stored as float16 go back as such: the table beside them knows them by that fingerprint.
-        half = fingerprint(_weights(network, True)) == self.fingerprint
-        weights = fingerprint(_weights(network, half))
+        half = fingerprint(stored_weights(network, True)) == self.fingerprint
+        weights = fingerprint(stored_weights(network, half))
         table = self.calibration if isinstance(self.calibration, Mapping) and weights == self.fingerprint else None
         parameters = sum(p.numel() for p in network.parameters())
         card = model_card(self.config, weights, parameters, table, place=place, own=self.card)
@@ -146,13 +146,14 @@ class Model:
             A denoiser to call with ``cond={"label": ...}`` or ``cond={"tokens": ...}``.
 
         Raises:
-            ConfigError: if the model has neither classes nor captions and scale is not 1.
+            ConfigError: if scale is not 1 and the model has neither classes nor captions, or no null class.
         """
         if scale == 1:
             return self.denoiser
-        if not self.config.null:
+        if not self.config.null or not getattr(self.denoiser.network, "has_null", True):
+            without = ", which was trained without a null class" if self.config.null else ""
             raise ConfigError(
-                f"Guidance {scale:g} for the model {self.config.name!r}",
+                f"Guidance {scale:g} for the model {self.config.name!r}{without}",
                 "Only a class-conditional model can be guided, or one that reads captions; 1 means no guidance",
                 "Leave the guidance out, or load a class-conditional model",
             )
@@ -200,7 +201,7 @@ def save_model(
         ConfigError: if `config` holds what JSON cannot.
     """
     path = output_dir(folder)
-    weights = _weights(network, half)
+    weights = stored_weights(network, half)
     write_tensors(path / "model.safetensors", weights)
     if card is not None:
         write_atomic(path / "README.md", card.encode())
@@ -208,8 +209,8 @@ def save_model(
     return path
 
 
-def _weights(network: nn.Module, half: bool) -> dict[str, Tensor]:
-    """The state as it is stored."""
+def stored_weights(network: nn.Module, half: bool) -> dict[str, Tensor]:
+    """The state of a network as :func:`save_model` writes it: what the fingerprint of the model is of."""
     state: dict[str, Tensor] = network.state_dict()
     return {name: t.to(torch.float16) if half and t.is_floating_point() else t for name, t in state.items()}
 

@@ -29,12 +29,13 @@ from fewstep.adapters.edm_config import edm_config, is_edm
 from fewstep.errors import CheckpointError
 from fewstep.models import load_model
 
-__all__ = ["Imported", "config_like", "import_weights", "tensor_groups"]
+__all__ = ["Imported", "config_like", "import_weights", "require_finite", "tensor_groups"]
 
 _PICKLED = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))  # torch's archive, and a pickle
 _DEPTH = 8  # of groups in groups; what is deeper holds no weights of a network
 _COMPILED = "_orig_mod."  # torch.compile puts it anywhere in a name
 _EMA = re.compile(r"(?<![a-z])ema(?![a-z])")
+_AGAIN = "Restore it from a copy, or save model.state_dict() again"
 _SHOWN = 5  # names in a message
 
 
@@ -65,12 +66,13 @@ class Imported(NamedTuple):
     @property
     def said(self) -> str:
         """What was taken, and what was renamed, in words."""
-        n = len(self.network.state_dict())
         where = f" of the group {self.place!r}" if self.place else ""
         kind = "EMA weights" if self.averaged else "weights"
         renamed = f", {self.prefix!r} taken off their names" if self.prefix else ", names as they are"
         left = f"; {len(self.left)} other tensors left, {_some(self.left)}" if self.left else ""
-        return f"{n} tensors{where} ({kind}){renamed}{left}"
+        unread = not self.averaged and any(_is_ema(name, "") for name in self.left)
+        why = "; EMA weights are there, but without the network's names and shapes" if unread else ""
+        return f"{len(self.network.state_dict())} tensors{where} ({kind}){renamed}{left}{why}"
 
 
 class _Set(NamedTuple):
@@ -134,11 +136,11 @@ def import_weights(path: str | Path, config: ModelConfig) -> Imported:
     wanted = network.state_dict()
     chosen = _chosen(list(_sets(groups, wanted)), path, config)
     tensors = {name: groups[chosen.place][chosen.names[name]] for name in wanted}
-    _require_finite(tensors, path)
+    require_finite(tensors, path)
     network.load_state_dict(tensors)
     network.eval().requires_grad_(False)
-    every = [(place, name) for place, group in groups.items() for name in group]
     taken = {(chosen.place, chosen.names[name]) for name in wanted}
+    every = ((place, name) for place, group in groups.items() for name in group)
     left = tuple(".".join(filter(None, pair)) for pair in every if pair not in taken)
     half = all(tensor.dtype == torch.float16 for tensor in tensors.values() if tensor.is_floating_point())
     return Imported(network, config, chosen.place, chosen.prefix, left, half)
@@ -163,12 +165,13 @@ def tensor_groups(path: str | Path) -> dict[str, dict[str, Tensor]]:
         with path.open("rb") as file:
             start = file.read(9)
     except OSError as error:
-        given = f"{path} cannot be read ({error.strerror or error})"
-        raise CheckpointError(given, "A file of weights", "Check the path") from error
+        _refuse_file(f"{path} cannot be read ({error.strerror or error})", "Check the path", error)
     # The first bytes of a safetensors file are the length of its header, which may look like a pickle's, and then "{".
-    if start.startswith(_PICKLED) and start[8:] != b"{":
+    if start[8:] == b"{":
+        return {"": read_tensors(path)}
+    if start.startswith(_PICKLED):
         return dict(_groups(_unpickled(path), "", _DEPTH))
-    return {"": read_tensors(path)}
+    _refuse_file(f"{path} is {'neither safetensors nor what torch.save writes' if start else 'empty'}", _AGAIN)
 
 
 def _unpickled(path: Path) -> Any:
@@ -196,14 +199,17 @@ def _refuse_pickle(path: Path, error: Exception) -> NoReturn:
             "'weights.safetensors'); docs/hub.md shows it for EDM's .pkl",
         ) from error
     first = re.split(r"\n|\. ", said)[0]  # torch goes on to advise against its own restriction
-    raise CheckpointError(
-        f"{path} is damaged, or no file of tensors ({type(error).__name__}: {first})",
-        "A safetensors file, or what torch.save wrote of a state_dict",
-        "Restore it from a copy, or save model.state_dict() again",
-    ) from error
+    given = f"{path} is damaged, or no file of tensors ({type(error).__name__}: {first})"
+    _refuse_file(given, _AGAIN, error)
+
+
+def _refuse_file(given: str, todo: str, error: Exception | None = None) -> NoReturn:
+    raise CheckpointError(given, "A safetensors file, or what torch.save wrote of a state_dict", todo) from error
 
 
 def _groups(content: Any, place: str, depth: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    if isinstance(content, list | tuple):  # numbers for names: no network's, so they are left, and said
+        content = {str(i): value for i, value in enumerate(content)}
     if not isinstance(content, Mapping) or depth == 0:
         return
     tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
@@ -235,7 +241,7 @@ def _prefixes(name: str, wanted: Mapping[str, Tensor]) -> Iterator[str]:
 
 
 def _alike(found: Tensor, wanted: Tensor) -> bool:
-    plain = found.layout == torch.strided and not found.is_quantized
+    plain = found.layout == torch.strided and not (found.is_quantized or "float4" in str(found.dtype))
     return plain and found.shape == wanted.shape and found.is_floating_point() == wanted.is_floating_point()
 
 
@@ -252,7 +258,7 @@ def _chosen(sets: Sequence[_Set], path: Path, config: ModelConfig) -> _Set:
     if not sets:
         raise CheckpointError(f"{path} holds no tensor with a name of {network}", allowed, todo)
     nearest = min(sets, key=lambda one: one.gaps)
-    lists = {"missing": nearest.missing, "unexpected": nearest.unexpected, "of another shape": nearest.wrong}
+    lists = {"missing": nearest.missing, "unexpected": nearest.unexpected, "of another shape or kind": nearest.wrong}
     said = "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in lists.items() if names)
     where = "".join(f", {word} {value!r}" for word, value in zip(("group", "prefix"), nearest, strict=False) if value)
     raise CheckpointError(f"{path}{where} does not fit {network}: {said}", allowed, todo)
@@ -269,8 +275,10 @@ def _excess(one: _Set, complete: Sequence[_Set]) -> list[str]:
     return [name for name in one.unexpected if not (longer and name.startswith(longer))]
 
 
-def _require_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
-    bad = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+def require_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights with NaN or infinity in them; raises CheckpointError."""
+    # float8 knows NaN and cannot be asked for it.
+    bad = [name for name, tensor in tensors.items() if not bool(tensor.float().isfinite().all())]
     if bad:
         given = f"{path} has NaN or infinity in {len(bad)} tensors ({_some(bad)})"
         raise CheckpointError(given, "Finite numbers", "Take an earlier checkpoint: this training had failed")
@@ -284,7 +292,7 @@ def _some(names: Sequence[str]) -> str:
 def _refuse_folder(path: Path) -> NoReturn:
     content = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     if (path / "model_index.json").is_file() or "_class_name" in content:
-        given, todo = f"{path} is a model of diffusers", "Use it as it is: fewstep.wrap(model)"
+        given, todo = f"{path} is a model of diffusers", "Leave --like out, or use it as it is: fewstep.wrap(model)"
     elif "prediction" in content:
         given, todo = f"{path} is a model folder of fewstep", f"Use it as it is: --model {path}"
     else:

@@ -12,6 +12,7 @@ from fewstep.networks.base import Network
 from fewstep.networks.caption import CaptionEncoder, Vocabulary
 from fewstep.networks.classifier import SmallClassifier
 from fewstep.networks.critic import PixelCritic, ProjectedCritic, VectorCritic
+from fewstep.networks.diffusers_unet import DiffusersUNet
 from fewstep.networks.dit import DiT
 from fewstep.networks.edm import EDMUNet
 from fewstep.networks.space_to_depth import SpaceToDepthNet
@@ -21,6 +22,7 @@ __all__ = [
     "NETWORKS",
     "CaptionEncoder",
     "DiT",
+    "DiffusersUNet",
     "EDMUNet",
     "Network",
     "PixelCritic",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 NETWORKS: dict[str, type[nn.Module]] = {
+    "diffusers_unet": DiffusersUNet,
     "dit": DiT,
     "edm_unet": EDMUNet,
     "space_to_depth": SpaceToDepthNet,
