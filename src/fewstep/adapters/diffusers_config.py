@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -135,28 +135,24 @@ def _refuse_foreign(config: Mapping[str, Any]) -> None:
 
 def _table(config: Mapping[str, Any]) -> Tabulated:
     """The levels of a discrete model; zero terminal SNR stops short of alpha = 0, as in diffusers."""
-    table = Tabulated.of_betas(_betas(config))
+    table = _whole_table(config)
     if not config.get("rescale_betas_zero_snr"):
         return table
     *entries, _ = table.zero_terminal_snr().alphas_cumprod
     return Tabulated((*entries, _SMALLEST if entries[-1] > _SMALLEST else entries[-1] / 4))
 
 
-def _betas(config: Mapping[str, Any]) -> list[float]:
+def _whole_table(config: Mapping[str, Any]) -> Tabulated:
     if config.get("trained_betas") is not None:
-        return [float(beta) for beta in config["trained_betas"]]
+        return Tabulated.of_betas(config["trained_betas"])
     length = config.get("num_train_timesteps", 1000)
-    first, last = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
-    kinds = {
-        "linear": lambda: _line(first, last, length),
-        "scaled_linear": lambda: [root**2 for root in _line(math.sqrt(first), math.sqrt(last), length)],
-        "squaredcos_cap_v2": lambda: _cosine(length),
+    ends = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
+    kinds: dict[str, Callable[[], Tabulated]] = {
+        "linear": lambda: Tabulated.linear(*ends, length),
+        "scaled_linear": lambda: Tabulated.scaled_linear(*ends, length),
+        "squaredcos_cap_v2": lambda: Tabulated.of_betas(_cosine(length)),
     }
     return choose(config.get("beta_schedule", "linear"), kinds, "beta schedule")()
-
-
-def _line(first: float, last: float, count: int) -> list[float]:
-    return [first + (last - first) * i / max(count - 1, 1) for i in range(count)]
 
 
 def _cosine(count: int) -> list[float]:
