@@ -431,3 +431,12 @@ def test_the_script_of_the_page_writes_what_import_reads(tmp_path: Path, monkeyp
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.network.state_dict().items())
     with pytest.raises(CheckpointError, match="may be code, so it was not loaded"):
         import_weights("network.pkl", config_like("edm.json"))
+
+
+def test_a_card_names_a_long_table_instead_of_printing_it():
+    from fewstep._card import _short
+    from fewstep._part import Part
+
+    table = Part("tabulated", {"alphas_cumprod": [1 - k / 1001 for k in range(1, 1001)]})
+    assert _short(table) == "tabulated, see config.json"
+    assert _short(Part("linear_flow")) == "linear_flow"

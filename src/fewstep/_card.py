@@ -22,6 +22,7 @@ _MARK = "<!-- Above: written by fewstep with every save. Below: yours. -->"
 _FENCE = "---\n"
 _SOLVER, _NFE = Part("evodiff"), 10  # what `fewstep sample` takes for a model that says nothing else
 _KAPPA = (80.0, 0.002)
+_LONG = 200
 _MORE_CALLS = {"heun": "2 a step", "evodiff_paper": "1 a step and 1 more"}  # all other solvers make one call a step
 
 
@@ -107,8 +108,8 @@ def _rows(config: ModelConfig, fingerprint: str, parameters: int, table: _Fitted
     rows = [
         ("weights", f"{fingerprint}, {parameters:,} parameters"),
         ("images", f"{' x '.join(map(str, config.shape))}, in [-1, 1]; told: {told}"),
-        ("network", str(config.network)),
-        ("schedule", f"{config.schedule}, read as {config.label}"),
+        ("network", _short(config.network)),
+        ("schedule", f"{_short(config.schedule)}, read as {config.label}"),
         ("prediction", str(config.prediction)),
     ]
     if config.chain is not None:
@@ -120,6 +121,12 @@ def _rows(config: ModelConfig, fingerprint: str, parameters: int, table: _Fitted
     if table is not None and table.nfe:
         rows += [("calibrated", f"calls (NFE) {_either(table.nfe)}; guidance {table.span}")]
     return rows
+
+
+def _short(part: Part) -> str:
+    """A part in words; a table of a thousand numbers by its name."""
+    said = str(part)
+    return said if len(said) < _LONG else f"{part.name}, see config.json"
 
 
 def _guidance(config: ModelConfig) -> list[tuple[str, str]]:
