@@ -85,7 +85,10 @@ def evodiff_default(denoise: Callable[[Array, float], Array], y: Array, kappa: A
         kappa, wide, np.ones(32), 1e-6,
         lambda y, k, s: s**2 / (s**2 + k**2) * y, lambda k, s, z: z * np.sqrt(s**2 + k**2),
     )  # fmt: skip
-    s, z = np.repeat(np.geomspace(0.1, np.clip(seen, 0.3, 10), 20), 8), np.tile(norm.ppf(0.5 + (np.arange(8) + 0.5) / 16), 20)
+    s, z = (
+        np.repeat(np.geomspace(0.1, np.clip(seen, 0.3, 10), 20), 8),
+        np.tile(norm.ppf(0.5 + (np.arange(8) + 0.5) / 16), 20),
+    )
     clustered = family_weights(kappa, s, z, 1e-4, pair_denoised, pair_exact)
     ys, ms = [y], []
     above = below = np.zeros((len(y), 1))
