@@ -147,6 +147,21 @@ def test_thresholding_is_that_of_diffusers():
     torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "make", [lambda: EVODiffScheduler(**SD), lambda: EVODiffScheduler(**FLOW), lambda: calibrated(4)]
+)
+def test_no_step_waits_for_a_device(make):
+    """On a device whose numbers cannot be read at all; pipelines say where they begin, so no timestep is looked up."""
+    scheduler = make()
+    scheduler.set_timesteps(4, device="meta")
+    scheduler.set_begin_index(0)
+    x = torch.empty(2, 4, 8, 8, device="meta", dtype=torch.float16)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(torch.empty_like(x), t, scheduler.scale_model_input(x, t)).prev_sample
+    assert (x.shape, x.device.type, x.dtype) == ((2, 4, 8, 8), "meta", torch.float16)
+
+
 # Noise
 
 
