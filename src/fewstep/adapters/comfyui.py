@@ -21,7 +21,7 @@ from torch import Tensor
 from fewstep._part import Part
 from fewstep.adapters.kdiffusion import SAMPLERS, open_table, sample_calibrated, tabulated_way
 from fewstep.adapters.sigma_loop import Sampler, sampler_of
-from fewstep.adapters.sigmas import is_flow, sigma_of, sigma_range
+from fewstep.adapters.sigmas import is_flow_model, sigma_of, sigma_range
 from fewstep.errors import ConfigError, LevelError, MissingExtra, about, choose
 from fewstep.noise import (
     AYS,
@@ -161,7 +161,8 @@ class FewstepTableSigmas:
     def make(self, model: Any, table: str, calls: int) -> tuple[Tensor]:
         """Read the levels; ConfigError if it has no such number of calls, LevelError if they are beyond the model."""
         sampling = model.get_model_object("model_sampling")
-        sigmas = sigma_of(tabulated_way(open_table(table), calls, is_flow(sampling)).grid.levels, is_flow(sampling))
+        flow = is_flow_model(sampling)
+        sigmas = sigma_of(tabulated_way(open_table(table), calls, flow).grid.levels, flow)
         ends = sigma_range(sampling)
         if ends is not None and sigmas[0] > ends[1] * (1 + _REACH):
             raise LevelError(
@@ -190,7 +191,7 @@ def sigmas_for(sampling: Any, spacing: str, steps: int, denoise: float = 1.0) ->
         GridError: if there is no grid of so many steps.
         LevelError: if the model does not reach the levels of a table.
     """
-    flow, make = is_flow(sampling), choose(spacing, _SPACINGS, "spacing")
+    flow, make = is_flow_model(sampling), choose(spacing, _SPACINGS, "spacing")
     if denoise <= 0:
         return torch.empty(0)
     total = steps if denoise >= 1 else int(steps / denoise)
@@ -210,7 +211,7 @@ def schedule_of(sampling: Any) -> Schedule:
         ConfigError: if the levels fall somewhere, or a flow model's are on no shifted clock.
     """
     sigmas = sampling.sigmas.detach().to(device="cpu", dtype=torch.float64)
-    if not is_flow(sampling):
+    if not is_flow_model(sampling):
         with about("The levels of this model"):
             return Tabulated(tuple((1 / (1 + sigmas**2)).tolist()))
     clock = torch.arange(1, len(sigmas) + 1, dtype=torch.float64) / len(sigmas)

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from fewstep.adapters.sigmas import grid_of_sigmas, is_flow, refuse_shares, sampling_of, sigma_of
+from fewstep.adapters.sigmas import grid_of_sigmas, is_flow_model, refuse_shares, sampling_of, sigma_of
 from fewstep.denoisers import Cond
 from fewstep.noise import Grid, NoiseLevel
 from fewstep.sampling import SeededNoise, sample
@@ -94,7 +94,7 @@ def sampler_of(solver: Solver) -> Sampler:
 
 def flows(model: Any, flow: bool | None) -> bool:
     """Whether a model is a flow model: what was said, or else what it says itself."""
-    return is_flow(sampling_of(model)) if flow is None else flow
+    return is_flow_model(sampling_of(model)) if flow is None else flow
 
 
 @dataclass

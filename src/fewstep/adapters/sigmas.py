@@ -19,7 +19,7 @@ from torch import Tensor
 from fewstep.errors import GridError
 from fewstep.noise import Grid, NoiseLevel
 
-__all__ = ["grid_of_sigmas", "is_flow", "refuse_shares", "sampling_of", "sigma_of", "sigma_range"]
+__all__ = ["grid_of_sigmas", "is_flow_model", "refuse_shares", "sampling_of", "sigma_of", "sigma_range"]
 
 # Where a model says how it is sampled, beside the patcher of ComfyUI.
 _PLACES = (
@@ -48,7 +48,7 @@ def sampling_of(model: Any) -> Any:
     return next((found for found in places if found is not None), None)
 
 
-def is_flow(sampling: Any) -> bool:
+def is_flow_model(sampling: Any) -> bool:
     """Whether an object of :func:`sampling_of` describes a flow model; None does not."""
     named = any(kind.__name__ in _FLOWS for kind in type(sampling).__mro__)
     return named or getattr(sampling, "prediction_type", None) == "const"
