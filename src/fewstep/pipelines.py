@@ -208,13 +208,26 @@ class FewstepPipeline(DiffusionPipeline):
                 f"Set pipe.scheduler = diffusers.{_EULER}()",
             )
         if chain:
-            sigmas = choose(str(steps), chain, "number of steps of this chain")
-            scheduler.set_timesteps(sigmas=list(sigmas), device=self._execution_device)
-        elif euler and steps > 0:  # by itself it ends with a step of 1 / 1000 that a call is spent on
+            sigmas = list(choose(str(steps), chain, "number of steps of this chain"))
+            scheduler.set_timesteps(sigmas=sigmas, device=self._execution_device)
+            self._refuse_other_steps([*sigmas, 0.0])
+        elif steps < 1:
+            raise ConfigError(f"num_inference_steps={steps}", "One step or more", "Ask for instance for 8")
+        elif euler:  # by itself it ends with a step of 1 / 1000 that a call is spent on
             even = [1 - i / steps for i in range(steps)]
             scheduler.set_timesteps(sigmas=even, device=self._execution_device)
         else:
             scheduler.set_timesteps(steps, device=self._execution_device)
+
+    def _refuse_other_steps(self, sigmas: list[float]) -> None:
+        """A shift, a ramp or fresh noise in the scheduler's configuration makes other steps of the chain's sigmas."""
+        near = torch.allclose(self.scheduler.sigmas.cpu(), torch.tensor(sigmas), atol=1e-5)
+        if not near or self.scheduler.config.get("stochastic_sampling"):
+            raise ConfigError(
+                f"A {_EULER} that makes other steps of this chain's sigmas {sigmas}",
+                "One without shift, ramp or fresh noise",
+                f"Set pipe.scheduler = diffusers.{_EULER}()",
+            )
 
     def _scaled(self, x: Tensor, t: Tensor) -> Tensor:
         """Samples as the network takes them; schedulers of flows have nothing to scale, and no method for it."""

@@ -563,9 +563,32 @@ def test_a_flow_stays_one_at_stock_schedulers_and_on_the_way_back():
         assert (stock.config.prediction_type, stock.config.flow_shift) == ("flow_prediction", 3.0)
 
 
+@pytest.mark.parametrize("name", ["shift", "flow_shift"])
+@pytest.mark.parametrize("shift", [1.0, 5.0])
+def test_a_shift_that_is_typed_counts(name, shift, tmp_path):
+    sd3 = FlowMatchEulerDiscreteScheduler(shift=3.0).config
+    sd3_ours = EVODiffScheduler.from_config(sd3)
+    sd3_ours.save_pretrained(tmp_path)
+    made = [EVODiffScheduler.from_config(config, **{name: shift}) for config in (sd3, sd3_ours.config)]
+    for scheduler in (*made, EVODiffScheduler.from_pretrained(tmp_path, **{name: shift})):
+        scheduler.set_timesteps(4)
+        assert scheduler.sigmas[2].item() == pytest.approx(shift / (1 + shift))
+    with pytest.raises(ConfigError, match="Two names"):
+        EVODiffScheduler.from_config(sd3, shift=2.0, flow_shift=4.0)
+
+
+def test_an_option_of_a_flow_survives_being_saved(tmp_path):
+    sd3 = FlowMatchEulerDiscreteScheduler(shift=3.0).config
+    EVODiffScheduler.from_config(sd3, use_flow_sigmas=False).save_pretrained(tmp_path)
+    assert EVODiffScheduler.from_pretrained(tmp_path).config.use_flow_sigmas is False
+    assert EVODiffScheduler.from_config(sd3).config.use_flow_sigmas is True
+
+
 def test_slips_of_the_pen_are_refused():
     with pytest.raises(UnknownName, match=r"use_karas_sigmas.*use_karras_sigmas"):
         EVODiffScheduler.from_config(SD, use_karas_sigmas=True)
+    with pytest.raises(UnknownName, match="shfit"):
+        EVODiffScheduler.from_config(SD, shfit=5.0)
     with pytest.raises(ConfigError, match=r"pipe\.scheduler\.config"):
         EVODiffScheduler.from_config(EVODiffScheduler(**SD))
 

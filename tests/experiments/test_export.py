@@ -6,12 +6,17 @@ import dataclasses
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 
 import fewstep
 from fewstep._chain import Chain
 from fewstep.calibration import Entry, Origin, Table
-from fewstep.errors import CheckpointError, ConfigError, FewstepError, UnknownName
+from fewstep.errors import CheckpointError, ConfigError, FewstepError, OutputError, UnknownName
 from fewstep.experiments.export import export_pipeline, pipeline_of
 from fewstep.experiments.ways import way_of
 from fewstep.models import ModelConfig, Part, save_model
@@ -111,6 +116,34 @@ def test_a_chain_is_sampled_by_no_other_rule():
     pipeline.scheduler = EVODiffScheduler.from_config(pipeline.scheduler.config)
     with pytest.raises(ConfigError, match=r"trained through a chain.*FlowMatchEulerDiscreteScheduler\(\)"):
         drawn(pipeline, num_inference_steps=2)
+
+
+@pytest.mark.parametrize(
+    "change", [{"shift": 3.0}, {"use_karras_sigmas": True}, {"stochastic_sampling": True}], ids=str
+)
+def test_a_chain_makes_no_other_steps(change):
+    pipeline = pipeline_of(fewstep.load_model("mnist-fewstep"))
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(**change)
+    with pytest.raises(ConfigError, match="makes other steps of this chain"):
+        drawn(pipeline, num_inference_steps=4)
+
+
+@pytest.mark.parametrize("scheduler", ["evodiff", "calibrated"])
+def test_a_chain_is_exported_with_no_other_rule(tmp_path, scheduler):
+    with pytest.raises(ConfigError, match="trained through a chain"):
+        export_pipeline(fewstep.load_model("mnist-fewstep"), tmp_path / "out", scheduler)
+
+
+def test_an_export_is_written_over_no_other_folder(mnist, tmp_path):
+    export_pipeline(mnist, tmp_path / "ours", "evodiff")
+    export_pipeline(mnist, tmp_path / "ours", "stock")
+    for name in ("ours", "theirs"):
+        if name == "theirs":
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "README.md").write_text("my own card")
+        with pytest.raises(OutputError, match="no earlier export"):
+            export_pipeline(fewstep.load_model("mnist-fewstep"), tmp_path / name)
+    assert (tmp_path / "theirs" / "README.md").read_text() == "my own card"
 
 
 def test_a_stock_flow_scheduler_makes_even_steps(mnist):

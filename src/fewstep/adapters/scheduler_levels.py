@@ -46,7 +46,7 @@ _TRAINED = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr"),
     *("prediction_type", "use_flow_sigmas", "flow_shift", "shift"),
 )
-_MISSPELT = 0.85  # how alike an unknown option and a known one are, for the one to be taken for a slip
+_MISSPELT = 0.8  # how alike an unknown option and a known one are, for the one to be taken for a slip
 
 
 class SchedulerLevels(SchedulerMixin, ConfigMixin, ABC):  # type: ignore[misc]  # diffusers has no types
@@ -149,7 +149,10 @@ class SchedulerLevels(SchedulerMixin, ConfigMixin, ABC):  # type: ignore[misc]  
         config, said = dict(config), explicit(config)
         if is_flow(config) or is_flow(said):
             # Stock schedulers take a configuration for a flow's only if it says so twice.
-            config |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": _shift(config)}
+            said = {"use_flow_sigmas": True, **said}
+            config |= {"prediction_type": "flow_prediction", "use_flow_sigmas": said["use_flow_sigmas"]}
+            shift, kwargs = _shift(config, kwargs)
+            config |= {"shift": shift, "flow_shift": shift}
         # diffusers drops what the other class filled in; of what the network was trained on that would be a change.
         trained = {name for name in _TRAINED if config.get(name, known[name].default) != known[name].default}
         config["_use_default_values"] = [name for name in config.get("_use_default_values", ()) if name not in trained]
@@ -292,10 +295,16 @@ class SchedulerLevels(SchedulerMixin, ConfigMixin, ABC):  # type: ignore[misc]  
         return int(self._said.num_train_timesteps)
 
 
-def _shift(config: Mapping[str, Any]) -> float:
-    """The one shift of a flow, by either of its names."""
-    given = [float(config[name]) for name in ("shift", "flow_shift") if config.get(name)]
-    return next((shift for shift in given if shift != 1), 1.0)
+def _shift(config: Mapping[str, Any], typed: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
+    """The one shift of a flow, by either of its names, one that is typed before those of the configuration."""
+    names, rest = ("shift", "flow_shift"), dict(typed)
+    given = [float(rest.pop(name)) for name in names if rest.get(name)]
+    if len(set(given)) > 1:
+        raise ConfigError(
+            f"shift={given[0]:g} and flow_shift={given[1]:g}", "Two names of one number", "Give one of them"
+        )
+    written = [float(config[name]) for name in names if config.get(name)]
+    return next(iter(given), next((shift for shift in written if shift != 1), 1.0)), rest
 
 
 def _refuse_slips(given: Mapping[str, Any], known: Mapping[str, Any]) -> None:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from fewstep._files import output_dir, write_atomic
+from fewstep._files import output_dir, read_json, write_atomic
 from fewstep.adapters.diffusers_config import TIMESTEPS, described, need_diffusers, scheduler_config
 from fewstep.calibration import Table, said_schedule
-from fewstep.errors import ConfigError, choose
+from fewstep.errors import ConfigError, OutputError, choose
 from fewstep.experiments.ways import own_table, reads_data
 from fewstep.models import Model
 from fewstep.noise import Schedule
@@ -43,15 +43,30 @@ def export_pipeline(model: Model, folder: str | Path, scheduler: str = "auto") -
         What ``FewstepPipeline.from_pretrained(folder)`` loads.
 
     Raises:
-        OutputError: if it cannot be written.
+        OutputError: if it cannot be written, or holds anything but an earlier export of this model.
         FewstepError: for the reasons of :func:`pipeline_of`.
     """
     pipeline = pipeline_of(model, scheduler)
+    _refuse_loss(Path(folder), model.config.name)
     path = output_dir(folder)
     pipeline.save_pretrained(path, safe_serialization=True)
     write_atomic(path / "pipeline.py", _SHIM.encode())
     write_atomic(path / "README.md", _card(model, pipeline).encode())
     return pipeline
+
+
+def _refuse_loss(folder: Path, name: str) -> None:
+    """Refuse to write over what is not ours."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    parts = [folder / "model_index.json", folder / "unet" / "config.json"]
+    index, unet = (read_json(part) if part.is_file() else {} for part in parts)
+    if index.get("_class_name") != "FewstepPipeline" or unet.get("model", {}).get("name") != name:
+        raise OutputError(
+            f"{folder} is there, and is no earlier export of {name!r}",
+            "An export is written into a new folder, or over one of the same model",
+            "Choose another folder",
+        )
 
 
 def pipeline_of(model: Model, scheduler: str = "auto") -> FewstepPipeline:
@@ -61,7 +76,7 @@ def pipeline_of(model: Model, scheduler: str = "auto") -> FewstepPipeline:
         model: with classes or without; of ordinary training, or a few-step one whose chain is DDIM.
         scheduler: "evodiff"; "calibrated" for the model's own table; "stock" for one of diffusers itself, DPM-Solver++
             or, for a flow, Euler; "auto" for the table if there is one, else EVODiff. A few-step model is sampled
-            through its chain, whatever is said here.
+            through its chain: "auto" or "stock".
 
     Returns:
         The pipeline, with weights of its own.
@@ -80,6 +95,12 @@ def pipeline_of(model: Model, scheduler: str = "auto") -> FewstepPipeline:
     choose(scheduler, dict.fromkeys(SCHEDULERS), "scheduler")
     betas = _betas(model.denoiser.schedule)
     chain = _chain(model)
+    if chain and scheduler in ("evodiff", "calibrated"):
+        raise ConfigError(
+            f"The scheduler {scheduler!r} for {config.name!r}, which was trained through a chain",
+            "Its steps are Euler's, and any other rule makes noise of them",
+            "Leave --scheduler out",
+        )
     made = _euler() if chain else _scheduler(model, scheduler, scheduler_config(betas))
     unet = pipelines.FewstepModel({**asdict(config), "facts": {}}, betas)
     if isinstance(network, nn.Module):
