@@ -93,3 +93,23 @@ def test_a_prediction_that_does_not_travel_with_exported_weights(exported, tmp_p
     assert "The network is on LinearFlow" in finding.evidence
     assert "for Eps()" in finding.evidence
     assert "D09" not in mended(folder, {"steps": 5}, "D09")
+
+
+def test_a_stock_export_of_a_flow_is_examined_as_it_is_called(tmp_path):
+    """FewstepPipeline passes even levels to FlowMatchEuler, which by itself would end with a wasted call."""
+    from fewstep.adapters.doctor import examine
+    from fewstep.experiments.export import export_pipeline
+    from fewstep.models import load_model
+
+    export_pipeline(load_model("mnist"), tmp_path, "stock")
+    report = examine(str(tmp_path))
+    assert report.healthy
+    assert [round(t) for t in report.runs[0].timesteps] == [1000 - 100 * i for i in range(10)]
+
+
+def test_a_model_with_a_table_is_examined_at_its_numbers_of_calls():
+    from fewstep.adapters.doctor import examine
+
+    report = examine("mnist")
+    assert report.subject["steps"] == [4, 5, 6, 8, 10, 15, 20]
+    assert report.healthy

@@ -86,3 +86,16 @@ def theirs_alone(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "calibration.json").write_text("{}")
     return folder
+
+
+def test_a_table_is_not_left_beside_weights_that_are_read_in_another_way(
+    cli: Cli, theirs: Path, tmp_path: Path
+) -> None:
+    mine, flow = tmp_path / "mine", tmp_path / "flow"
+    diffusers.FlowMatchEulerDiscreteScheduler().save_pretrained(flow)
+    again = ("import", theirs / "unet", "--out", mine, "--scheduler")
+    assert cli(*again, flow).code == 0
+    assert cli(*again, theirs / "scheduler").code == 0, "no table is lost"
+    (mine / "calibration.json").write_text("{}")
+    assert cli(*again, theirs / "scheduler").code == 0
+    refuses(cli(*again, flow), "OutputError", "read in another way")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 
@@ -17,6 +19,7 @@ from fewstep.models import load_model, save_model, stored_weights
 __all__ = ["run_import", "run_push"]
 
 _OF_A_MODEL = ("config.json", "model.safetensors", "calibration.json")
+_READ_AS = ("schedule", "prediction", "label")
 
 
 def run_import(
@@ -48,13 +51,23 @@ def _found(weights: str, like: str, scheduler: str, null: bool, name: str) -> Im
 def _refuse_another_model(out: Path, found: Imported) -> None:
     """Keep a model that is there, and its table; the same weights may be imported again, to describe them anew."""
     there = [name for name in _OF_A_MODEL if (out / name).exists()]
-    mark = read_json(out / "config.json").get("fingerprint") if "config.json" in there else None
-    if there and mark != fingerprint(stored_weights(found.network, found.half)):
+    content = read_json(out / "config.json") if "config.json" in there else {}
+    given = ""
+    if there and content.get("fingerprint") != fingerprint(stored_weights(found.network, found.half)):
+        given = f"{out} holds another model ({', '.join(there)})"
+    elif "calibration.json" in there and any(content.get(part) != _as_json(found, part) for part in _READ_AS):
+        given = f"{out} holds these weights read in another way, and a calibration.json that was fitted to that"
+    if given:
         raise OutputError(
-            f"{out} holds another model ({', '.join(there)})",
+            given,
             "A new folder, one without a model, or one of the same weights",
-            "Choose another --out, or delete the model first",
+            "Choose another --out, or delete what is there first",
         )
+
+
+def _as_json(found: Imported, part: str) -> Any:
+    """A part of a configuration as its file has it."""
+    return json.loads(json.dumps(asdict(found.config)[part]))
 
 
 def run_push(model: str, repo_id: str, private: bool) -> None:

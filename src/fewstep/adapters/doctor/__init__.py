@@ -18,7 +18,7 @@ from typing import Any
 from fewstep.adapters.diffusers_config import need_diffusers
 from fewstep.adapters.doctor.facts import Case, distilled
 from fewstep.adapters.doctor.findings import SEVERITIES, Finding, Report, Severity, worst_of_each
-from fewstep.adapters.doctor.own import own_findings
+from fewstep.adapters.doctor.own import own_findings, usual_steps
 from fewstep.adapters.doctor.pipelines import habits_of
 from fewstep.adapters.doctor.runs import Run, quiet, run_of
 from fewstep.adapters.doctor.schedule import SCHEDULE
@@ -97,8 +97,7 @@ def _judged(case: Case) -> Iterator[Finding]:
 
 
 def _own(own: Own, steps: int | None, guidance: float | None) -> Report:
-    chain = own.config.chain
-    counts = _counts(steps, None) or (_FEW if chain is None else chain.steps)
+    counts = _counts(steps, None) or usual_steps(own) or _FEW
     found = [finding for n in counts for finding in own_findings(own, n, guidance)]
     facts = {"name": own.name, "kind": "fewstep", "fingerprint": own.fingerprint, "steps": list(counts)}
     return Report({**facts, "guidance": guidance}, (), worst_of_each(found))

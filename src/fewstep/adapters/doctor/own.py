@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from fewstep.adapters.doctor.findings import Finding
 from fewstep.adapters.doctor.subject import Own
@@ -12,9 +12,17 @@ from fewstep.denoisers.predictions import Eps
 from fewstep.errors import CheckpointError
 from fewstep.noise import SCHEDULES
 
-__all__ = ["own_findings"]
+__all__ = ["own_findings", "usual_steps"]
 
 _FEW = 4  # calls: below, an ordinary solver has too few of them
+
+
+def usual_steps(own: Own) -> tuple[int, ...]:
+    """Numbers of steps that the model was trained or fitted for; none if nothing says so."""
+    if own.config.chain is not None:
+        return own.config.chain.steps
+    entries = own.table.get("entries") if isinstance(own.table, Mapping) else None
+    return tuple(sorted(int(nfe) for nfe in entries if str(nfe).isdecimal())) if isinstance(entries, Mapping) else ()
 
 
 def own_findings(own: Own, steps: int, guidance: float | None) -> Iterator[Finding]:

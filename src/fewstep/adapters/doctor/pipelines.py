@@ -40,6 +40,7 @@ class Habits(NamedTuple):
         two_scales: it calls classifier-free guidance `true_cfg_scale`; `guidance_scale` is told to the network.
         rounds_up: image-to-image makes ``ceil(steps * strength)`` calls, not ``int(steps * strength)``.
         prompt: its call takes one.
+        even_euler: it passes such levels to FlowMatchEuler alone.
     """
 
     known: bool = False
@@ -50,6 +51,7 @@ class Habits(NamedTuple):
     two_scales: bool = False
     rounds_up: bool = False
     prompt: bool = True
+    even_euler: bool = False
 
 
 @lru_cache(maxsize=64)
@@ -77,6 +79,7 @@ def habits_of(name: str) -> Habits:
         two_scales="true_cfg_scale" in arguments,
         rounds_up=early is not None and bool(_ROUNDS_UP.search(inspect.getsource(early))),
         prompt="prompt" in arguments,
+        even_euler=name in _OURS,
     )
 
 

@@ -92,7 +92,9 @@ def run_of(scheduler: Any, steps: int, habits: Habits, *, sigmas: Sequence[float
     if not any(hasattr(scheduler, name) for name in ("alphas_cumprod", "sigmas")):
         return Run(steps)  # of a kind of its own, such as SCM's
     with quiet():
-        given = _arguments(scheduler.config, steps, habits, sigmas)
+        euler = type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
+        even = habits.sigmas or (habits.even_euler and euler)
+        given = _arguments(scheduler.config, steps, habits._replace(sigmas=even), sigmas)
         try:
             scheduler.set_timesteps(**given)
         except Exception as error:  # whatever it is, it is what the user would meet

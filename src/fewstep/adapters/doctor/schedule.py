@@ -128,6 +128,8 @@ def _flags(case: Case) -> str:
     there = [f"{name}={case.config[name]!r}" for name in named if name in case.config]
     if case.sigmas is not None:
         return "The last of the sigmas that are passed is where the run ends"
+    if case.config.get("calibration"):
+        return "It is the last level of the calibrated table, and no option moves it"
     if "final_sigmas_type" not in case.config:
         return f"It is set by {there[0]}" if there else "This scheduler has no option for it"
     return (
@@ -139,6 +141,8 @@ def _flags(case: Case) -> str:
 def _clean_end(case: Case) -> str:
     if case.sigmas is not None:
         return called(case, sigmas=[*case.sigmas, 0.0])
+    if case.config.get("calibration"):
+        return ours()
     if "final_sigmas_type" in case.config:
         return again(final_sigmas_type="zero")
     return again(set_alpha_to_one=True) if "set_alpha_to_one" in case.config else ours()
