@@ -49,9 +49,15 @@ class Pipe:
         self.asked = {names.get(key, key): value for key, value in arguments.items()}
 
 
+def complaint(name):
+    if COMPLAINTS[name].pipeline == "HunyuanDiTPipeline" and not habits_of("HunyuanDiTPipeline").known:
+        pytest.skip("this diffusers cannot import its HunyuanDiTPipeline beside this transformers")
+    return COMPLAINTS[name]
+
+
 @pytest.mark.parametrize("name", COMPLAINTS)
 def test_a_complaint_is_found_in_the_folder_with_its_numbers(name, tmp_path):
-    pipeline, scheduler, network, called, asked, code, severity, numbers = COMPLAINTS[name]
+    pipeline, scheduler, network, called, asked, code, severity, numbers = complaint(name)
     finding = found(examine(write_pipeline(tmp_path / called, pipeline, scheduler, network), **asked)).get(code)
     assert finding is not None, f"{code} is not found"
     assert finding.severity == severity, finding
@@ -61,7 +67,7 @@ def test_a_complaint_is_found_in_the_folder_with_its_numbers(name, tmp_path):
 
 @pytest.mark.parametrize("name", COMPLAINTS)
 def test_its_fix_runs_and_takes_it_away(name):
-    pipeline, scheduler, network, called, asked, code, _, _ = COMPLAINTS[name]
+    pipeline, scheduler, network, called, asked, code, _, _ = complaint(name)
     pipe = Pipe(pipeline, scheduler, network, called)
     before = found(examine(pipe, **asked))
     exec(before[code].fix, {"pipe": pipe, "prompt": "a red fox"})
