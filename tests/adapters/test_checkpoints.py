@@ -401,7 +401,10 @@ def test_published_arguments() -> None:
         ({"sigma_data": float("inf")}, "sigma_data=inf"),
         ({"sigma_max": float("nan")}, "sigma_max=nan"),
         *(({"label_dim": n}, f"label_dim={n!r}.*up to 100,000") for n in ("ten", -1, 2.0, 10**12)),
-        ({"img_resolution": 8.5}, "shape is three whole numbers"),
+        ({"num_blocks": 10**7}, "num_blocks=10000000.*up to 64"),
+        ({"attn_resolutions": "16"}, "attn_resolutions='16'.*whole numbers"),
+        ({"channel_mult": [1] * 17}, "channel_mult=.*16 of them"),
+        ({"img_resolution": 8.5}, "img_resolution=8.5.*whole numbers up to 4,096"),
         ({"model_chanels": 8}, "Did you mean 'model_channels'"),
     ],
 )

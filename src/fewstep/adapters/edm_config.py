@@ -35,6 +35,16 @@ _DEFAULTS: dict[str, Any] = {
     "sigma_data": 0.5,
     **dict(zip(_KINDS, _VARIANTS["ddpmpp"], strict=True)),
 }
+_MOST_LEVELS = 16
+_MOST = {
+    "img_resolution": 4096,
+    "img_channels": 1024,
+    "model_channels": 4096,
+    "num_blocks": 64,
+    "channel_mult": 64,
+    "attn_resolutions": 4096,
+    "augment_dim": 4096,
+}
 _MOST_CLASSES = 100_000  # each has a name in the configuration
 _OF_TRAINING = ("use_fp16", "dropout", "label_dropout")  # change nothing in how a trained network is sampled
 
@@ -75,6 +85,10 @@ def edm_config(content: Mapping[str, Any], name: str = "edm") -> ModelConfig:
         )
     few = type(said["label_dim"]) is int and 0 <= said["label_dim"] <= _MOST_CLASSES
     _require(few, f"label_dim={said['label_dim']!r}", f"Only numbers of classes up to {_MOST_CLASSES:,} are")
+    for key, most in _MOST.items():  # the file may be anybody's, and a network is built before it is compared
+        sizes = said[key] if type(said[key]) is list else [said[key]]
+        sane = all(type(size) is int and 0 <= size <= most for size in sizes) and len(sizes) <= _MOST_LEVELS
+        _require(sane, f"{key}={said[key]!r}", f"Only whole numbers up to {most:,}, and {_MOST_LEVELS} of them, are")
     classes = tuple(map(str, range(said["label_dim"])))
     noisiest = min(EDM.sigma_max, said["sigma_max"])  # EDM samples from 80 whatever the network knows beyond
     return ModelConfig(
