@@ -24,7 +24,7 @@ from torch import Tensor
 from fewstep.adapters.diffusers_config import Described, shift_of
 from fewstep.adapters.diffusers_ramps import RAMPS, ramp_of
 from fewstep.errors import ConfigError, GridError, LevelError
-from fewstep.noise import Grid, Tabulated, check_grid
+from fewstep.noise import Grid, ShiftedFlow, Tabulated, check_grid
 
 __all__ = ["Asked", "Visited", "calls_of", "seen", "visited"]
 
@@ -273,8 +273,7 @@ def _of_flow(
         even = torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1]
         sigma = torch.tensor(given, dtype=torch.float64) if given else even
         _refuse_kappas(sigma)
-        shift = shift_of(config, mu)
-        sigma = _stretched(config, shift * sigma / (1 + (shift - 1) * sigma))
+        sigma = _stretched(config, ShiftedFlow(shift_of(config, mu)).level(sigma).sigma)
     _refuse_kappas(sigma)
     if ramp:
         sigma = ramp_of(ramp, float(sigma[0]), float(sigma[-1]), steps)
