@@ -12,11 +12,12 @@ from itertools import pairwise
 from typing import Any
 
 from fewstep.adapters.diffusers_config import explicit
+from fewstep.adapters.diffusers_ramps import RAMPS
 from fewstep.adapters.doctor.pipelines import Habits
 from fewstep.adapters.doctor.runs import Run, samples_flow, terminal_angle
 from fewstep.adapters.doctor.subject import Subject
 
-__all__ = ["BETAS", "FLOWS", "RAMPS", "Case", "again", "called", "distilled", "even", "few", "ours", "trailing"]
+__all__ = ["BETAS", "FLOWS", "Case", "again", "called", "distilled", "even", "few", "ours", "trailing"]
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}  # Stable Diffusion 1, 2 and XL
 _ONE_MODEL = ("LCMScheduler", "TCDScheduler", "SCMScheduler", "FlowMatchLCMScheduler")  # made for distilled weights
@@ -33,7 +34,6 @@ FLOWS = (
 )  # fmt: skip
 _CLOSE = 1e-6
 _ABOVE = 0.05  # relative: published lists of levels are rounded
-RAMPS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator
 from contextlib import suppress
 
+from fewstep.adapters.diffusers_ramps import RAMPS
 from fewstep.adapters.doctor.build import built, fitted
-from fewstep.adapters.doctor.facts import RAMPS, Case, again, called, few, ours, trailing
+from fewstep.adapters.doctor.facts import Case, again, called, few, ours, trailing
 from fewstep.adapters.doctor.findings import Finding
 from fewstep.adapters.doctor.runs import OURS, run_of
 from fewstep.errors import FewstepError

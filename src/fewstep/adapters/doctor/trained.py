@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fewstep.adapters.diffusers_config import described
+from fewstep.adapters.diffusers_config import described, scheduler_config
 from fewstep.adapters.doctor.facts import BETAS, FLOWS, Case, again, called, few, ours, trailing
 from fewstep.adapters.doctor.findings import Finding
 from fewstep.adapters.doctor.runs import OURS
@@ -172,7 +171,7 @@ def _exported(case: Case) -> Iterator[Finding]:
     known = case.subject.network
     if known.get("_class_name") != "FewstepModel":
         return
-    told = importlib.import_module("fewstep.pipelines").scheduler_config(known.get("trained_betas"))
+    told = scheduler_config(known.get("trained_betas"))
     trained, here = described(told), described(case.config)
     chain = case.subject.chain.get(str(case.run.steps), ())
     visited = [math.sin(angle) / (math.sin(angle) + math.cos(angle)) for angle in case.run.angles[: len(chain)]]
